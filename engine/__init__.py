@@ -1,0 +1,1 @@
+"""Bundle and images to captions. Runs without torch."""

@@ -1,0 +1,1 @@
+"""The runtimes that execute the two graphs of a bundle."""

@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: writes and verifies the ONNX graphs."""

@@ -1,0 +1,81 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saccade.errors import OutputError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file through a synced temporary file beside it, then rename."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in their own order."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def staged_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `destination` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises OutputError if the destination exists and is not to be overwritten.
+    """
+    if destination.exists() and not overwrite:
+        raise OutputError(f"{destination} exists already: choose another place, or overwrite it with --overwrite")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            _sync(file)
+        staging.chmod(0o777 & ~_umask())
+        replaced = staging.with_name(staging.name + ".replaced")
+        if destination.exists():
+            destination.rename(replaced)
+        staging.rename(destination)
+        _sync(destination.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,283 @@
+"""Image files to RGB pictures: `load_rgb` returns every pixel, upright, or an `ImageError` that says why not.
+
+A file is hostile until it is decoded. Its header is read first, and a picture over the pixel limit is refused before any
+decode. Nothing a file contains makes this module raise anything but `ImageError`, warn or write to stderr, and no
+setting of Pillow that other code in the process relies on is changed.
+
+Kinds of `ImageError`, stable, for programs to count and branch on:
+
+    missing        no such file                      empty          no bytes
+    permission     may not be read                   not_an_image   none of FORMATS begins like this
+    not_a_file     a folder, pipe, socket, device    unsupported    a variant this Pillow does not decode
+    unreadable     the disk or network failed        truncated      data end too early
+    too_large      over a limit, or out of memory    corrupt        any other damage
+
+`unsupported`, `truncated` and `corrupt` are told apart by Pillow's own words, so on rare files they vary with its version;
+whether a file is refused does not.
+"""
+
+import ctypes
+import errno
+import io
+import logging
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from saccade.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Default limit on width x height. One load of the most expensive kind of file of this size peaks below 1 GB."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""What is decoded (MPO counts as JPEG). Left out: whatever starts an external program (EPS, WMF), has no signature (TGA,
+so any file might be one), hides pictures of another size inside (ICO, ICNS), or is decoded in Python (QOI: minutes)."""
+
+_MAX_BYTES_PER_PIXEL = 4
+_BAND_PIXELS = 1 << 20
+
+_KIND_OF_ERRNO = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+}
+_UNSUPPORTED = re.compile(r"unsupported|not supported|not installed|unknown .*(mode|format|compression)", re.IGNORECASE)
+_TRUNCATED = re.compile(r"truncat|not enough|unexpected end|end of (file|data)|buffer is not large", re.IGNORECASE)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 274
+
+
+def load_rgb(source: Path | bytes, *, exif_transpose: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the first picture of a file at its native size: mode RGB, 8 bits, turned upright.
+
+    source : path of a regular file, or the file's bytes
+    exif_transpose : obey the orientation in EXIF or XMP; damaged EXIF counts as upright. (TIFF's orientation tag is part
+        of the format and always obeyed.)
+    max_pixels : refuse a larger width x height, and a file of more than 4 bytes per pixel of this limit
+    Raises ImageError; safe in many threads at once.
+
+    What has no 8-bit RGB form of its own gets a fixed one, never one that depends on the picture's contents: alpha of any
+    sort is composited on white; 16-bit samples keep their high byte; 32-bit integers are 16-bit samples in a wider box
+    (what PGM gives), clipped to 0..65535; floats run from 0 (black) to 1 (white), clipped, NaN black; animations and
+    multi-picture files give their first picture; CMYK, YCbCr, Lab and HSV are converted by Pillow without colour profile.
+    """
+    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    try:
+        with _silence(), _opened(source) as file:
+            return _picture(file, exif_transpose, max_pixels)
+    except ImageError as error:
+        failure = ImageError(f"{name}: {error}", kind=error.kind)
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever a hostile file makes them raise
+        failure = ImageError(f"{name}: {_reason(error)}", kind=_kind(error))
+    # Raised out here so that a kept error does not keep the frames, and with them the picture, alive.
+    raise failure
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    if "\0" in str(source):
+        raise ImageError("no file has a name with a null character", kind="missing")
+    if not stat.S_ISREG(source.stat().st_mode):
+        raise ImageError("is a folder, pipe, socket or device; expected a file", kind="not_a_file")
+    with source.open("rb") as file:
+        yield file
+
+
+def _picture(file: IO[bytes], exif_transpose: bool, max_pixels: int) -> Image.Image:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise ImageError("the file is empty", kind="empty")
+    if size > _MAX_BYTES_PER_PIXEL * max_pixels:
+        limit = _MAX_BYTES_PER_PIXEL * max_pixels
+        raise ImageError(f"{size} bytes, the limit is {limit}; raise max_pixels or convert the file", kind="too_large")
+    image = _identified(file)
+    for width, height in _extents(image):
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{width} x {height} pixels, the limit is {max_pixels} pixels; raise max_pixels or shrink the picture",
+                kind="too_large",
+            )
+    _scale_transparent_colour(image, file)
+    if image.format == "TIFF":
+        _drop_all_exif_but_orientation(image)
+    image.load()
+    method = _upright_transpose(image) if exif_transpose else None
+    rgb = _rgb(image)
+    rgb = rgb.copy() if method is None and rgb is image else rgb if method is None else rgb.transpose(method)
+    rgb.info.clear()
+    return rgb
+
+
+def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
+    """The picture with its header read and nothing decoded.
+
+    Not `Image.open`: that compares with the process-wide `Image.MAX_IMAGE_PIXELS` and does not name the size it refuses.
+    """
+    Image.preinit()
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:  # AVIF before Pillow 11.3
+            continue
+        factory, accept = Image.OPEN[name]
+        accepted = accept is not None and accept(prefix)
+        if isinstance(accepted, str):
+            raise ImageError(f"this Pillow was built without {name}", kind="unsupported")
+        if accepted:
+            file.seek(0)
+            return factory(file, "")
+    raise ImageError(f"not an image, or not one of {', '.join(FORMATS)}", kind="not_an_image")
+
+
+def _extents(image: ImageFile.ImageFile) -> Iterator[tuple[int, int]]:
+    """What decoding allocates: the picture, and for a TIFF one of its tiles, which may be larger."""
+    yield image.size
+    tags: Any = getattr(image, "tag_v2", {})
+    if 322 in tags and 323 in tags:  # TileWidth, TileLength
+        yield int(tags[322]), int(tags[323])
+
+
+def _scale_transparent_colour(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
+    """Bring a PNG's transparent colour, stored at the file's bit depth, to the 8 bits that Pillow compares it with."""
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None:
+        return
+    position = file.tell()
+    file.seek(24)
+    depth = file.read(1)[0]
+    file.seek(position)
+    if image.mode == "L" and depth < 8:
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _drop_all_exif_but_orientation(image: ImageFile.ImageFile) -> None:
+    """Keep damaged EXIF from losing a TIFF: Pillow reads all of it inside `load` and lets any error there escape."""
+    with suppress(Exception):
+        image.getexif()
+    exif = image.getexif()  # what the first call, which alone can fail, has understood
+    for tag in list(exif):
+        if tag != _EXIF_ORIENTATION or _upright_transpose(image) is None:
+            del exif[tag]
+
+
+def _upright_transpose(image: Image.Image) -> Image.Transpose | None:
+    with suppress(Exception):
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+    return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The decoded picture in 8-bit RGB on white; the same object if it already is."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _grey_from_wide(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode not in ("RGBA", "LA"):
+        image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
+
+
+def _grey_from_wide(image: Image.Image) -> Image.Image:
+    """One 16- or 32-bit channel to 8 bits, band by band: whole-picture arrays would double the peak memory."""
+    grey = Image.new("L", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        eight = _eight_bits(band)
+        if "transparency" in image.info:
+            eight[band == image.info["transparency"]] = 255
+        grey.paste(Image.fromarray(eight), (0, top))
+    return grey
+
+
+def _eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    if samples.dtype.kind == "f":
+        return np.rint(np.clip(np.nan_to_num(samples, nan=0.0), 0.0, 1.0) * 255.0).astype(np.uint8)
+    return (np.clip(samples, 0, 65535) >> 8).astype(np.uint8)
+
+
+class _Quiet(threading.local):
+    on = False
+
+
+_quiet = _Quiet()
+
+
+class _InQuietThreads(type):
+    def __subclasscheck__(cls, category: type) -> bool:
+        return _quiet.on
+
+
+class _AnyWarning(Warning, metaclass=_InQuietThreads):
+    """Stands for every warning category in a thread that is decoding, and for none elsewhere."""
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop this thread's warnings and log records from Pillow.
+
+    `warnings.catch_warnings` swaps process-wide state and races with other threads; the filter set here stays, and
+    matches only in a thread that is inside this block.
+    """
+    if warnings.filters[0][2] is not _AnyWarning:
+        warnings.simplefilter("ignore", _AnyWarning)
+    _quiet.on = True
+    try:
+        yield
+    finally:
+        _quiet.on = False
+
+
+def _not_quiet(_record: logging.LogRecord) -> bool:
+    return not _quiet.on
+
+
+logging.getLogger("PIL.TiffImagePlugin").addFilter(_not_quiet)
+# libtiff prints its errors to stderr itself. Pillow switches off its warnings the same way, but offers nothing for errors.
+with suppress(OSError, AttributeError):
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+def _kind(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, MemoryError | Image.DecompressionBombError):
+        return "too_large"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _KIND_OF_ERRNO.get(error.errno, "unreadable")
+    if isinstance(error, NotImplementedError | ImportError) or _UNSUPPORTED.search(text):
+        return "unsupported"
+    return "truncated" if isinstance(error, EOFError) or _TRUNCATED.search(text) else "corrupt"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"cannot be decoded: {error}" if str(error) else f"cannot be decoded: {type(error).__name__}"

@@ -1,0 +1,129 @@
+"""What happens to an image before the encoder sees it: `PreprocessSpec` says it, `load_image` does it.
+
+This is the one reference: training-time evaluation, every backend and every accuracy comparison read images through it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from saccade.errors import ConfigError
+from saccade.pixels import MAX_PIXELS, load_rgb
+
+PREPROCESS_VERSION = 1
+"""Part of every fingerprint. Raise it when `load_image` returns other pixels for the same spec."""
+
+Geometry = Literal["squash", "crop"]
+
+_MAX_INTERMEDIATE_PIXELS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSpec:
+    """From an image file to the encoder's input; part of the bundle.
+
+    size : side S of the square result, in pixels
+    geometry : "squash" scales both sides to S; "crop" scales the central square, as if the short side were scaled to S
+        and the centre cut out
+    mean, std : of red, green, blue in 0..1; subtracted and divided by inside the encoder graph, so that the host ships
+        bytes
+    exif_transpose : turn the image upright as its EXIF orientation says
+    """
+
+    size: int
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    exif_transpose: bool = True
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("preprocessing spec: " + "; ".join(problems))
+        for name in ("mean", "std"):  # so that 0 and 0.0, list and tuple have one fingerprint
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    def _problems(self) -> list[str]:
+        found = []
+        if type(self.size) is not int or not 1 <= self.size <= 4096:
+            found.append(f"size is {self.size!r}, expected an integer in 1..4096")
+        if self.geometry not in get_args(Geometry):
+            found.append(f"geometry is {self.geometry!r}, expected one of {', '.join(get_args(Geometry))}")
+        if not _is_colour(self.mean):
+            found.append(f"mean is {self.mean!r}, expected three finite numbers")
+        if not (_is_colour(self.std) and min(self.std) > 0):
+            found.append(f"std is {self.std!r}, expected three finite numbers above zero")
+        if type(self.exif_transpose) is not bool:
+            found.append(f"exif_transpose is {self.exif_transpose!r}, expected true or false")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file; `from_json` is the inverse."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PreprocessSpec":
+        """Read what `as_json` wrote. Raises ConfigError if a key is unknown or missing, or a value is invalid."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"preprocessing spec: got {type(values).__name__}, expected an object")
+        expected = {field.name for field in fields(cls)}
+        problems = [f"unknown key {key!r}" for key in sorted(values.keys() - expected)]
+        problems += [f"missing key {key!r}" for key in sorted(expected - values.keys())]
+        if problems:
+            raise ConfigError("preprocessing spec: " + "; ".join(problems))
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides the pixels and their normalisation; equal means equal input."""
+        content = {"version": PREPROCESS_VERSION} | self.as_json()
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_colour(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 3
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    )
+
+
+def load_image(source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read one image as the encoder wants it: uint8 (S, S, 3), RGB, not normalised.
+
+    source : path of a file, or the file's bytes
+    max_pixels : refuse a larger width x height before decoding
+    Raises ImageError with a `kind` from `saccade.pixels`; safe in many threads at once.
+
+    Decoding is `load_rgb`; resizing is Pillow's antialiased bilinear filter. With "crop", the largest central square
+    (offsets rounded down) is resized. That is "short side to S, then centre crop" without that rule's rounding of the
+    long side and of the crop, and without an intermediate image as long as the original is narrow.
+    """
+    rgb = load_rgb(source, exif_transpose=spec.exif_transpose, max_pixels=max_pixels)
+    return resize(rgb, spec)
+
+
+def resize(rgb: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """An upright RGB picture as uint8 (S, S, 3): resized in two calls, rows before columns.
+
+    Inside one call the order of the passes is Pillow's choice, changed in Pillow 13, and each pass rounds to 8 bits.
+    """
+    left, top, right, bottom = 0, 0, rgb.width, rgb.height
+    if spec.geometry == "crop":
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        right, bottom = left + side, top + side
+    box = (left, top, right, bottom)
+    size = spec.size
+    if size * (bottom - top) > _MAX_INTERMEDIATE_PIXELS:  # a squashed 1 x 60,000,000 strip: columns first, or 50 GB
+        strip = rgb.resize((right - left, size), Image.Resampling.BILINEAR, box=box)
+    else:
+        strip = rgb.resize((size, bottom - top), Image.Resampling.BILINEAR, box=box)
+    return np.array(strip.resize((size, size), Image.Resampling.BILINEAR))

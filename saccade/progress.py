@@ -1,0 +1,77 @@
+"""Narration to stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds between two lines where stderr is no terminal."""
+
+
+class Update(Protocol):
+    """Says how many are done so far; further figures are shown beside it."""
+
+    def __call__(self, done: int, /, **figures: float) -> None:
+        """`done` counts from the start of the task."""
+        ...
+
+
+class Reporter:
+    """Shows tasks one after the other."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+
+    @contextmanager
+    def task(self, name: str, total: int | None, *, unit: str) -> Iterator[Update]:
+        """Show progress towards `total` (None if unknown) with the rate in units per second and the time left."""
+        show = self._bar if self._console.is_terminal else self._lines
+        with show(name, total, unit) as update:
+            yield update
+
+    @contextmanager
+    def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task(name, total=total, figures="")
+            began = time.monotonic()
+
+            def update(done: int, /, **figures: float) -> None:
+                progress.update(bar, completed=done, figures=_figures(done, began, unit, figures))
+
+            yield update
+
+    @contextmanager
+    def _lines(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
+        began = last = time.monotonic()
+
+        def update(done: int, /, **figures: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < PLAIN_INTERVAL_S and done != total:
+                return
+            last = now
+            left = f", {(total - done) * (now - began) / done:.0f} s left" if total and done else ""
+            of = f" of {total}" if total else ""
+            self._console.print(
+                f"{name}: {done}{of}, {_figures(done, began, unit, figures)}{left}", highlight=False, soft_wrap=True
+            )
+
+        yield update
+
+
+def _figures(done: int, began: float, unit: str, figures: dict[str, float]) -> str:
+    rate = done / max(time.monotonic() - began, 1e-9)
+    return ", ".join((f"{rate:.1f} {unit}/s", *(f"{name} {value:.3f}" for name, value in figures.items())))

@@ -1,0 +1,1 @@
+"""PyTorch: data, model, losses, trainer, metrics. Produces checkpoints."""

@@ -1,0 +1,148 @@
+"""Checkpoints: a folder with weights (safetensors) and everything needed to use them (JSON). Never pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saccade.errors import CheckpointError
+from saccade.files import staged_directory, write_json
+from saccade.preprocessing import PreprocessSpec
+from saccade.structure import structure, unstructure
+from saccade.vocabulary import Vocabulary
+from training.encoders import EncoderOptions
+from training.model import Captioner, DecoderOptions, build_captioner
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
+TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """checkpoint.json.
+
+    provenance : how the weights came about (configuration, versions, epoch), for people
+    scores : metric to value, as measured by training on the split named in the key
+    max_length : longest caption the model was validated with, the default of the search
+    """
+
+    format_version: int
+    encoder: EncoderOptions
+    decoder: DecoderOptions
+    preprocessing: PreprocessSpec
+    vocabulary: dict[str, Any]
+    max_length: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A captioner in evaluation mode, on the CPU, and what describes it."""
+
+    captioner: Captioner
+    vocabulary: Vocabulary
+    description: Description
+
+
+def save_checkpoint(
+    destination: Path,
+    captioner: Captioner,
+    description: Description,
+    *,
+    trainer_tensors: dict[str, Tensor] | None = None,
+    trainer_state: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint folder; with trainer state, one that training can resume from. It appears whole or not at all."""
+    with staged_directory(destination, overwrite=overwrite) as folder:
+        save_file({name: tensor.contiguous() for name, tensor in captioner.state_dict().items()}, folder / WEIGHTS)
+        write_json(folder / DESCRIPTION, unstructure(description))
+        if trainer_tensors is not None and trainer_state is not None:
+            save_file(trainer_tensors, folder / TRAINER_TENSORS)
+            write_json(folder / TRAINER_STATE, trainer_state)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or the best checkpoint of a run folder.
+
+    Raises CheckpointError naming what is missing, damaged or of another format.
+    """
+    folder = resolve_checkpoint(path)
+    description = read_description(folder)
+    vocabulary = Vocabulary.from_json(description.vocabulary, source=str(folder / DESCRIPTION))
+    captioner = build_captioner(
+        description.encoder,
+        description.decoder,
+        words=len(vocabulary),
+        mean=description.preprocessing.mean,
+        std=description.preprocessing.std,
+    )
+    load_weights(captioner, folder)
+    return Checkpoint(captioner.eval(), vocabulary, description)
+
+
+def read_description(folder: Path) -> Description:
+    """checkpoint.json of a checkpoint folder."""
+    value = _read_json(folder / DESCRIPTION)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder}: checkpoint format {version!r}, this version of saccade reads {FORMAT_VERSION}: "
+            "use the version that wrote it"
+        )
+    return structure(value, Description, source=str(folder / DESCRIPTION), error=CheckpointError)
+
+
+def load_weights(captioner: Captioner, folder: Path) -> None:
+    """Load model.safetensors into a captioner built from the same description."""
+    tensors = _read_tensors(folder / WEIGHTS)
+    wanted = captioner.state_dict()
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {'; '.join(problems[:3])}{more}")
+    captioner.load_state_dict(tensors)
+
+
+def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_checkpoint` was given to resume from."""
+    return _read_tensors(folder / TRAINER_TENSORS), _read_json(folder / TRAINER_STATE)
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by a path: itself, or the best one of a run folder."""
+    if (path / DESCRIPTION).is_file():
+        return path
+    if (path / "best.json").is_file():
+        return path / "checkpoints" / str(_read_json(path / "best.json")["checkpoint"])
+    raise CheckpointError(
+        f"{path} is no checkpoint: expected a folder with {DESCRIPTION}, or a run folder of `saccade train` with best.json"
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -1,0 +1,48 @@
+"""`saccade train`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+import torch
+
+from saccade.errors import BackendError
+from saccade.progress import Reporter
+from training.config import load_config
+from training.trainer import Trainer
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [default: runs/<config name>]"
+)
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".')
+@click.option("--overwrite", is_flag=True, help="Throw away an earlier run in the folder instead of resuming it.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
+    """Train a captioner as CONFIG, a TOML file, says.
+
+    Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an interrupted
+    run after its last finished epoch. At the end the best epoch is scored on the test split.
+    """
+    settings = load_config(config)
+    folder = out or Path("runs") / config.stem
+    if overwrite and (folder / "run.json").is_file():
+        shutil.rmtree(folder)
+    scores = Trainer(settings, folder, device=_device(device), reporter=Reporter(quiet=quiet)).run()
+    for name, value in scores.items():
+        click.echo(f"{name}\t{value:.4f}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackendError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from error
+    return device

@@ -1,0 +1,132 @@
+"""What a training run is told: one TOML file, read strictly."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from saccade.errors import ConfigError
+from saccade.preprocessing import PreprocessSpec
+from saccade.structure import structure
+from training.encoders import EncoderOptions
+from training.model import DecoderOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneSeeds:
+    """A split of generated scenes: `count` scenes from `first_seed` on."""
+
+    first_seed: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.first_seed < 0 or self.count < 1:
+            raise ConfigError(f"first_seed must be 0 or more and count at least 1, got {self.first_seed}, {self.count}")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the split."""
+        return range(self.first_seed, self.first_seed + self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Generated scenes for training, validation (chooses the checkpoint) and test (scored once, at the end).
+
+    render_size : side of the drawn scene in pixels, before preprocessing
+    """
+
+    kind: Literal["scenes"]
+    train: SceneSeeds
+    validation: SceneSeeds
+    test: SceneSeeds
+    render_size: int = 224
+
+    def __post_init__(self) -> None:
+        splits = {"train": self.train.seeds, "validation": self.validation.seeds, "test": self.test.seeds}
+        names = list(splits)
+        overlapping = [
+            f"{a} and {b}"
+            for i, a in enumerate(names)
+            for b in names[i + 1 :]
+            if max(splits[a].start, splits[b].start) < min(splits[a].stop, splits[b].stop)
+        ]
+        if overlapping:
+            raise ConfigError(f"splits share scenes: {', '.join(overlapping)}; give them disjoint seeds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyOptions:
+    """min_count : rarer words become `<unk>`; max_words : keep only the most frequent, or all."""
+
+    min_count: int = 5
+    max_words: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimisationOptions:
+    """How the weights are fitted.
+
+    batch_images : images per step; captions_per_image : references of each that are drawn per epoch
+    warmup_steps : linear rise of the learning rate, then a cosine down to zero at the last epoch
+    gradient_clip : largest norm of the gradient
+    doubly_stochastic : lambda of the penalty that asks every place to be looked at (Eq. 14)
+    precision : of the arithmetic; weights and optimiser stay float32
+    """
+
+    epochs: int
+    batch_images: int = 32
+    captions_per_image: int = 5
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.0
+    gradient_clip: float = 5.0
+    doubly_stochastic: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one = ("epochs", "batch_images", "captions_per_image")
+        problems = [f"{name} must be at least 1" for name in at_least_one if getattr(self, name) < 1]
+        not_negative = ("warmup_steps", "weight_decay", "doubly_stochastic", "seed")
+        problems += [f"{name} must be 0 or more" for name in not_negative if getattr(self, name) < 0]
+        problems += [f"{name} must be above 0" for name in ("learning_rate", "gradient_clip") if getattr(self, name) <= 0]
+        if problems:
+            raise ConfigError("invalid optimisation: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationOptions:
+    """Captions are decoded by beam search after each epoch; the best epoch by `metric` is kept.
+
+    patience : epochs without improvement before training stops early
+    """
+
+    beam: int = 3
+    max_length: int = 40
+    metric: Literal["CIDEr-D", "BLEU-4"] = "CIDEr-D"
+    patience: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides the result of `saccade train`."""
+
+    data: DataOptions
+    preprocessing: PreprocessSpec
+    encoder: EncoderOptions
+    decoder: DecoderOptions
+    optimisation: OptimisationOptions
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+
+
+def load_config(path: Path) -> TrainingConfig:
+    """Read a TOML file. Raises ConfigError naming every unknown, missing or invalid key."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
+    return structure(table, TrainingConfig, source=str(path), error=ConfigError)

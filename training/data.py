@@ -1,0 +1,122 @@
+"""Training data: images with reference captions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from saccade.preprocessing import PreprocessSpec, resize
+from saccade.vocabulary import Vocabulary
+from training.scenes import Scene, generate_scene
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Images and their references, in memory.
+
+    pixels : uint8 (N, S, S, 3), preprocessed
+    captions : per image its references, each a tuple of words
+    scenes : per image the generated scene without its pixels, for scoring; empty for photographs
+    """
+
+    pixels: NDArray[np.uint8]
+    captions: Sequence[tuple[tuple[str, ...], ...]]
+    scenes: Sequence[Scene] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+class Batch(NamedTuple):
+    """B images with K references each.
+
+    pixels : uint8 (B, S, S, 3)
+    tokens : int64 (B, K, T), `<start>` and the words, padded
+    targets : int64 (N,), the next word of every place in `mask`, `<end>` last
+    mask : bool (B, K, T), True where there is a next word
+    """
+
+    pixels: Tensor
+    tokens: Tensor
+    targets: Tensor
+    mask: Tensor
+
+
+def generate_split(
+    seeds: range, spec: PreprocessSpec, *, render_size: int, progress: Progress = lambda _: None
+) -> Split:
+    """Draw scenes on every core; the result depends on the seeds alone. `progress` gets the number done so far."""
+    pixels = np.empty((len(seeds), spec.size, spec.size, 3), np.uint8)
+    scenes: list[Scene] = []
+    draw = partial(_draw, spec=spec, render_size=render_size)
+    workers = min(os.cpu_count() or 1, 16)
+    # Not fork: the parent may hold threads of an arithmetic library by now.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for index, scene in enumerate(pool.map(draw, seeds, chunksize=64)):
+            pixels[index] = scene.pixels
+            scenes.append(replace(scene, pixels=np.empty((0, 0, 3), np.uint8)))
+            progress(index + 1)
+    return Split(pixels, [tuple(caption.words for caption in scene.captions) for scene in scenes], scenes)
+
+
+def _draw(seed: int, *, spec: PreprocessSpec, render_size: int) -> Scene:
+    scene = generate_scene(seed, size=render_size)
+    return replace(scene, pixels=resize(Image.fromarray(scene.pixels), spec))
+
+
+def batches(
+    split: Split,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+    *,
+    images: int,
+    captions_per_image: int,
+) -> Iterator[Batch]:
+    """One epoch in random order: every image once, `captions_per_image` of its references drawn without repeats."""
+    order = rng.permutation(len(split))
+    for start in range(0, len(order), images):
+        chosen = order[start : start + images]
+        captions = [_drawn(split.captions[index], rng, captions_per_image) for index in chosen]
+        yield _batch(split.pixels[chosen], captions, vocabulary)
+
+
+def batch_count(split: Split, images: int) -> int:
+    """Batches of one epoch."""
+    return -(-len(split) // images)
+
+
+def _drawn(
+    references: Sequence[tuple[str, ...]], rng: np.random.Generator, count: int
+) -> list[tuple[str, ...]]:
+    places = rng.permutation(len(references))[:count]
+    return [references[place] for place in places]
+
+
+def _batch(pixels: NDArray[np.uint8], captions: list[list[tuple[str, ...]]], vocabulary: Vocabulary) -> Batch:
+    rows = max(len(references) for references in captions)
+    length = 1 + max(len(words) for references in captions for words in references)
+    tokens = np.full((len(captions), rows, length), vocabulary.pad, np.int64)
+    following = tokens.copy()
+    mask = np.zeros(tokens.shape, np.bool_)
+    for image, references in enumerate(captions):
+        for row, words in enumerate(references):
+            ids = vocabulary.encode(words)
+            tokens[image, row, : len(ids) + 1] = [vocabulary.start, *ids]
+            following[image, row, : len(ids) + 1] = [*ids, vocabulary.end]
+            mask[image, row, : len(ids) + 1] = True
+    return Batch(
+        torch.from_numpy(pixels), torch.from_numpy(tokens), torch.from_numpy(following[mask]), torch.from_numpy(mask)
+    )

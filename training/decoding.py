@@ -1,0 +1,69 @@
+"""Search with the eager PyTorch graphs: used by validation, by export checks and by the PyTorch backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saccade.search import Hypothesis, SearchOptions, StepReport, initial_rows, search
+from saccade.vocabulary import Vocabulary
+from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, EncoderGraph, StepGraph
+from training.model import Captioner
+
+
+class TorchDecoding:
+    """A `saccade.search.Decoding` whose state stays on the model's device."""
+
+    def __init__(self, step: StepGraph, encoded: dict[str, Tensor], *, beam: int, start: int, with_alphas: bool) -> None:
+        self._step = step
+        self._with_alphas = with_alphas
+        self._device = encoded["hidden"].device
+        self._constants = {name: encoded[name] for name in ("annotations", "keys")}
+        rows = initial_rows(len(encoded["hidden"]), beam=beam, start=start)
+        self._state = {name: torch.from_numpy(value).to(self._device) for name, value in rows.items()}
+        for name in ("hidden", "cell"):
+            self._state[name] = encoded[name][:, None].expand(-1, beam, -1)
+
+    @torch.inference_mode()
+    def advance(self, word_bias: NDArray[np.float32]) -> StepReport:
+        """Run one step; only the small arrays come to the host."""
+        bias = torch.from_numpy(word_bias).to(self._device)
+        outputs = dict(zip(STEP_OUTPUTS, self._step(**self._constants, **self._state, word_bias=bias), strict=True))
+        self._state = {name: outputs[f"next_{name}"] for name in self._state}
+        return StepReport(
+            tokens=outputs["next_tokens"].cpu().numpy(),
+            parents=outputs["parents"].cpu().numpy(),
+            scores=outputs["next_scores"].cpu().numpy(),
+            alphas=outputs["alphas"].float().cpu().numpy() if self._with_alphas else None,
+        )
+
+
+class TorchDecoder:
+    """Captions pixels with a captioner in evaluation mode."""
+
+    def __init__(self, captioner: Captioner, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._device = captioner.mean.device
+        self._encoder = EncoderGraph(captioner)
+        self._step = StepGraph(captioner.decoder, end=vocabulary.end)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Encoder outputs of pixels uint8 (B, S, S, 3), on the model's device."""
+        outputs = self._encoder(torch.from_numpy(pixels).to(self._device))
+        return dict(zip(ENCODER_OUTPUTS, outputs, strict=True))
+
+    def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> TorchDecoding:
+        """Encode a batch and prepare its search."""
+        encoded = self.encode(pixels)
+        return TorchDecoding(
+            self._step, encoded, beam=beam, start=self._vocabulary.start, with_alphas=with_alphas
+        )
+
+    def search(
+        self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool = False
+    ) -> list[list[Hypothesis]]:
+        """Hypotheses of each image, best first."""
+        return search(self.begin(pixels, beam=options.beam, with_alphas=with_alphas), self._vocabulary, options)

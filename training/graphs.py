@@ -1,0 +1,120 @@
+"""The two graphs of a bundle as thin modules over the model: exported to ONNX, and run eagerly by the PyTorch backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training.model import Annotations, Captioner, Decoder, DecoderState
+
+ENCODER_INPUTS = ("pixels",)
+ENCODER_OUTPUTS = ("annotations", "keys", "hidden", "cell")
+STEP_INPUTS = ("annotations", "keys", "tokens", "hidden", "cell", "scores", "slots", "word_bias")
+STEP_OUTPUTS = (
+    "next_tokens",
+    "parents",
+    "next_hidden",
+    "next_cell",
+    "next_scores",
+    "next_slots",
+    "alphas",
+)
+
+
+class EncoderGraph(nn.Module):
+    """pixels uint8 (B, S, S, 3) to annotations (B, L, D), keys (B, L, A), hidden (B, H) and cell (B, H)."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Everything the search needs of an image, once."""
+        annotations = self.captioner.annotate(pixels)
+        return *annotations, *self.captioner.decoder.initial_state(annotations.values)
+
+
+class StepGraph(nn.Module):
+    """One step of beam search: attention, LSTM, output layer, top-k and the gather of the surviving states."""
+
+    def __init__(self, decoder: Decoder, *, end: int) -> None:
+        """end : id of `<end>`."""
+        super().__init__()
+        self.decoder = decoder
+        self.end = end
+
+    def forward(
+        self,
+        annotations: Tensor,
+        keys: Tensor,
+        tokens: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        scores: Tensor,
+        slots: Tensor,
+        word_bias: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Continue every live row by its best words.
+
+        annotations (B, L, D), keys (B, L, A), hidden and cell (B, K, H); tokens int64 and scores float32 (B, K);
+        slots int64 (B,), hypotheses still to be found; word_bias float32 (V,), added to the log-probs.
+        A row is live where its score is finite and its token is not `<end>`.
+        Returns STEP_OUTPUTS; `alphas` (B, K, L) are those of the input rows: index them by `parents`.
+        """
+        state = DecoderState(hidden, cell)
+        logits, alphas, state = self.decoder.step(tokens, state, Annotations(annotations, keys))
+        logits = logits.float()
+        log_probs = logits - logits.logsumexp(dim=-1, keepdim=True) + word_bias
+        live = scores.masked_fill(tokens == self.end, -torch.inf)
+        next_tokens, parents, next_scores, next_slots = survivors(live, log_probs, slots, end=self.end)
+        return (
+            next_tokens,
+            parents,
+            _rows(state.hidden, parents),
+            _rows(state.cell, parents),
+            next_scores,
+            next_slots,
+            alphas,
+        )
+
+
+def survivors(scores: Tensor, log_probs: Tensor, slots: Tensor, *, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The K best candidates of each image among K rows x V words; ties to the lower row, then to the lower word id.
+
+    scores : float32 (B, K), -inf for rows that are not live
+    log_probs : float32 (B, K, V)
+    slots : int64 (B,); a candidate of rank r exists if r < slots, and takes a slot with it if it ends
+    Returns tokens, parents (B, K), scores (B, K) and slots (B,); what does not exist has token `end` and score -inf.
+    """
+    rows, words = log_probs.shape[1], log_probs.shape[2]
+    best, places = _top(scores.unsqueeze(-1) + log_probs, rows)
+    parents = places // words
+    # `not -inf` rather than `finite`: a NaN must reach the loop, which reports it.
+    exists = (torch.arange(rows, device=slots.device) < slots.unsqueeze(-1)) & (best != -torch.inf)
+    tokens = torch.where(exists, places - parents * words, end)
+    ended = exists & (tokens == end)
+    return tokens, parents, best.masked_fill(~exists, -torch.inf), slots - ended.sum(dim=-1)
+
+
+def _top(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of (B, K, V) over K x V, and their flat places; equal values lower place first.
+
+    ONNX TopK promises that order. `torch.topk` does not, so eagerly the place is made part of the key: float32 values
+    become integers of the same order, in the upper half of an int64.
+    """
+    flat = candidates.flatten(1)
+    if torch.compiler.is_exporting():
+        best, places = flat.topk(count, dim=-1)
+        return best, places
+    bits = (flat + 0.0).view(torch.int32).long()  # + 0.0: one zero only
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = (ordered << 32) - torch.arange(flat.shape[1], device=flat.device)
+    places = keys.topk(count, dim=-1).indices
+    return flat.gather(1, places), places
+
+
+def _rows(state: Tensor, parents: Tensor) -> Tensor:
+    """state (B, K, H) in the order of `parents` (B, K), by flat row index: runtimes gather whole rows fastest."""
+    images, rows, width = state.shape
+    flat = parents + rows * torch.arange(images, device=parents.device).unsqueeze(-1)
+    return state.reshape(-1, width)[flat]

@@ -1,0 +1,364 @@
+"""`saccade train`: fits a captioner, validates by decoding, keeps the best, resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saccade import __version__
+from saccade.errors import ConfigError, OutputError, SaccadeError
+from saccade.files import write_json
+from saccade.progress import Reporter
+from saccade.search import SearchOptions
+from saccade.structure import unstructure
+from saccade.vocabulary import Vocabulary
+from training.checkpoint import (
+    FORMAT_VERSION,
+    Description,
+    load_checkpoint,
+    load_trainer,
+    load_weights,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+from training.config import TrainingConfig
+from training.data import Batch, Split, batch_count, batches, generate_split
+from training.evaluation import evaluate
+from training.losses import caption_loss
+from training.model import Captioner, build_captioner
+
+log = logging.getLogger(__name__)
+
+
+class TrainingDiverged(SaccadeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """Where a run stands after an epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    seconds: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """One training run in one folder.
+
+    The folder holds run.json (configuration, versions), metrics.jsonl, tensorboard/, checkpoints/epoch-NNNN of the
+    last and the best epoch, and latest.json and best.json that name them.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, *, device: torch.device, reporter: Reporter) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = device
+        self._reporter = reporter
+        self._state = TrainerState()
+
+    def run(self) -> dict[str, float]:
+        """Train to the end, starting anew or from the last finished epoch, and score the best epoch on the test split."""
+        resuming = self._prepare_folder()
+        torch.manual_seed(self.config.optimisation.seed)
+        train, validation, test = self._data()
+        vocabulary = self._vocabulary(train)
+        captioner = self._captioner(vocabulary, pretrained=not resuming)
+        optimiser = torch.optim.AdamW(
+            [parameter for parameter in captioner.parameters() if parameter.requires_grad],
+            lr=self.config.optimisation.learning_rate,
+            weight_decay=self.config.optimisation.weight_decay,
+        )
+        if resuming:
+            self._resume(captioner, optimiser)
+        metrics = _MetricsLog(self.folder, self._state.step)
+        search_options = SearchOptions(
+            beam=self.config.validation.beam, max_length=self.config.validation.max_length
+        )
+        grid = captioner.encoder.grid(self.config.preprocessing.size)
+        while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
+            began = time.monotonic()
+            self._state.epoch += 1
+            self._train_epoch(captioner, optimiser, vocabulary, train, metrics)
+            scores = evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
+            self._state.seconds += time.monotonic() - began
+            self._state.scores = scores
+            metrics.write(self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()})
+            self._keep(captioner, optimiser, vocabulary)
+            self._say(scores)
+        return self._score_best(test, search_options, grid)
+
+    def _prepare_folder(self) -> bool:
+        """Whether there is something to resume. Refuses a folder of another configuration."""
+        run = {"config": unstructure(self.config)}
+        if not (self.folder / "run.json").is_file():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise OutputError(f"{self.folder} is not empty and is no training run: choose another --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "run.json", run | {"environment": _environment(self.device)})
+            return False
+        before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        changed = _differences(before["config"], run["config"])
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run with another configuration ({', '.join(changed)}): "
+                "choose another --out, or start anew with --overwrite"
+            )
+        return (self.folder / "latest.json").is_file()
+
+    def _data(self) -> tuple[Split, Split, Split]:
+        data = self.config.data
+        splits = []
+        for name in ("train", "validation", "test"):
+            seeds = getattr(data, name).seeds
+            with self._reporter.task(f"drawing {name} scenes", len(seeds), unit="scenes") as progress:
+                splits.append(
+                    generate_split(
+                        seeds, self.config.preprocessing, render_size=data.render_size, progress=progress
+                    )
+                )
+        return splits[0], splits[1], splits[2]
+
+    def _vocabulary(self, train: Split) -> Vocabulary:
+        captions = (words for references in train.captions for words in references)
+        options = self.config.vocabulary
+        return Vocabulary.from_captions(captions, min_count=options.min_count, max_words=options.max_words)
+
+    def _captioner(self, vocabulary: Vocabulary, *, pretrained: bool) -> Captioner:
+        config = self.config
+        captioner = build_captioner(
+            config.encoder,
+            config.decoder,
+            words=len(vocabulary),
+            mean=config.preprocessing.mean,
+            std=config.preprocessing.std,
+            pretrained=pretrained,
+        )
+        captioner.encoder.to(memory_format=torch.channels_last)
+        return captioner.to(self.device).train()
+
+    def _train_epoch(
+        self,
+        captioner: Captioner,
+        optimiser: torch.optim.Optimizer,
+        vocabulary: Vocabulary,
+        train: Split,
+        metrics: _MetricsLog,
+    ) -> None:
+        options = self.config.optimisation
+        rng = np.random.default_rng((options.seed, self._state.epoch))
+        epoch = batches(
+            train, vocabulary, rng, images=options.batch_images, captions_per_image=options.captions_per_image
+        )
+        with self._reporter.task(f"epoch {self._state.epoch}", len(train), unit="images") as progress:
+            done = 0
+            for batch in epoch:
+                loss = self._train_step(captioner, optimiser, batch, train)
+                done += len(batch.pixels)
+                if self._state.step % 20 == 0:
+                    metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": self._rate(train)})
+                progress(done, loss=loss)
+
+    def _train_step(
+        self, captioner: Captioner, optimiser: torch.optim.Optimizer, batch: Batch, train: Split
+    ) -> float:
+        options = self.config.optimisation
+        batch = Batch(*(part.to(self.device) for part in batch))
+        for group in optimiser.param_groups:
+            group["lr"] = self._rate(train)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            logits, alphas = captioner.decoder.teacher_forced(
+                batch.tokens, batch.mask, captioner.annotate(batch.pixels)
+            )
+            likelihood, loss = caption_loss(
+                logits, batch.targets, alphas, batch.mask, doubly_stochastic=options.doubly_stochastic
+            )
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss became {loss.item()} at step {self._state.step + 1}: "
+                "lower learning_rate or gradient_clip, or use float32"
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(captioner.parameters(), options.gradient_clip)
+        optimiser.step()
+        self._state.step += 1
+        return float(likelihood.detach())
+
+    def _rate(self, train: Split) -> float:
+        """Linear warm-up, then a half cosine to zero."""
+        options = self.config.optimisation
+        total = options.epochs * batch_count(train, options.batch_images)
+        if self._state.step < options.warmup_steps:
+            return options.learning_rate * (self._state.step + 1) / options.warmup_steps
+        done = (self._state.step - options.warmup_steps) / max(1, total - options.warmup_steps)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def _is_out_of_patience(self) -> bool:
+        out = self._state.epoch - self._state.best_epoch >= self.config.validation.patience and self._state.epoch > 0
+        if out:
+            log.info("no better epoch than %d for %d epochs", self._state.best_epoch, self.config.validation.patience)
+        return out
+
+    def _keep(self, captioner: Captioner, optimiser: torch.optim.Optimizer, vocabulary: Vocabulary) -> None:
+        """Write this epoch's checkpoint, then point to it, then drop the ones no pointer names."""
+        state = self._state
+        score = state.scores[self.config.validation.metric]
+        improved = score > state.best_score
+        if improved:
+            state.best_epoch, state.best_score = state.epoch, score
+        name = _checkpoint_name(state.epoch)
+        save_checkpoint(
+            self.folder / "checkpoints" / name,
+            captioner,
+            self._describe(vocabulary, {f"validation/{metric}": value for metric, value in state.scores.items()}),
+            trainer_tensors=_trainer_tensors(optimiser),
+            trainer_state=unstructure(state),
+            overwrite=True,
+        )
+        write_json(self.folder / "latest.json", {"checkpoint": name})
+        if improved:
+            write_json(self.folder / "best.json", {"checkpoint": name, "score": score})
+        for old in (self.folder / "checkpoints").iterdir():
+            if old.name not in (name, _checkpoint_name(state.best_epoch)):
+                shutil.rmtree(old)
+
+    def _describe(self, vocabulary: Vocabulary, scores: dict[str, float]) -> Description:
+        return Description(
+            format_version=FORMAT_VERSION,
+            encoder=replace(self.config.encoder, weights="none"),  # the trained weights are in the checkpoint
+            decoder=self.config.decoder,
+            preprocessing=self.config.preprocessing,
+            vocabulary=vocabulary.as_json(),
+            max_length=self.config.validation.max_length,
+            provenance={
+                "config": unstructure(self.config),
+                "environment": _environment(self.device),
+                "epoch": self._state.epoch,
+                "training_seconds": round(self._state.seconds, 1),
+            },
+            scores=scores,
+        )
+
+    def _resume(self, captioner: Captioner, optimiser: torch.optim.Optimizer) -> None:
+        name = json.loads((self.folder / "latest.json").read_text(encoding="utf-8"))["checkpoint"]
+        folder = self.folder / "checkpoints" / name
+        load_weights(captioner, folder)
+        tensors, state = load_trainer(folder)
+        self._state = TrainerState(**state)
+        _restore_trainer(optimiser, tensors, captioner)
+        log.info("resuming after epoch %d", self._state.epoch)
+
+    def _say(self, scores: dict[str, float]) -> None:
+        shown = ("CIDEr-D", "BLEU-4", "object_f1", "relation_accuracy", "pointing_nouns", "pointing_words")
+        text = ", ".join(f"{name} {scores[name]:.3f}" for name in shown if name in scores)
+        mark = " (best)" if self._state.best_epoch == self._state.epoch else ""
+        log.info("epoch %d, %.0f s: %s%s", self._state.epoch, self._state.seconds, text, mark)
+
+    def _score_best(self, test: Split, options: SearchOptions, grid: tuple[int, int]) -> dict[str, float]:
+        """Score the best epoch on the test split and write the scores into its checkpoint."""
+        folder = resolve_checkpoint(self.folder)
+        checkpoint = load_checkpoint(folder)
+        with self._reporter.task("scoring test scenes", len(test), unit="images") as progress:
+            scores = evaluate(
+                checkpoint.captioner.to(self.device),
+                checkpoint.vocabulary,
+                test,
+                options,
+                grid=grid,
+                progress=progress,
+            ).scores
+        scores = {f"test/{name}": value for name, value in scores.items()}
+        description = replace(checkpoint.description, scores=checkpoint.description.scores | scores)
+        write_json(folder / "checkpoint.json", unstructure(description))
+        return scores
+
+
+class _MetricsLog:
+    """metrics.jsonl and TensorBoard. Lines after the step that is resumed from are dropped."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line torn by a crash
+
+
+def _checkpoint_name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}"
+
+
+def _trainer_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser moments and random state, by the optimiser's own parameter numbers."""
+    tensors = {"random_state": torch.get_rng_state()}
+    for number, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"{number}.{name}": value for name, value in moments.items()}
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], captioner: Captioner) -> None:
+    torch.set_rng_state(tensors.pop("random_state"))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        moments.setdefault(int(number), {})[name] = tensor
+    state = optimiser.state_dict()
+    optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    commit = None
+    if git := shutil.which("git"):
+        answer = subprocess.run(  # noqa: S603 - a fixed command line
+            [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        commit = answer.stdout.strip() or None
+    return {
+        "saccade": __version__,
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
