@@ -81,11 +81,11 @@ def levels_from_alphas(attention: Attention) -> tuple[NDArray[np.uint8], NDArray
     Raises OutputError if a word has more or fewer alphas than the grid has cells.
     """
     cells = attention.rows * attention.columns
-    odd = {len(row) for row in attention.alphas} - {cells}
-    if odd or not cells:
+    lengths = {len(row) for row in attention.alphas}
+    if not cells or lengths - {cells}:
         raise OutputError(
-            f"attention over {attention.rows} x {attention.columns} cells comes with {sorted(odd)} alphas a word, expected "
-            f"{cells}: the results are damaged, caption these images again"
+            f"attention over {attention.rows} x {attention.columns} cells comes with {sorted(lengths)} alphas a word, "
+            f"expected {cells}: the results are damaged, caption these images again"
         )
     alphas = np.array(attention.alphas, dtype=np.float64).reshape(-1, cells)
     alphas = np.where(np.isfinite(alphas), alphas, 0.0).clip(min=0.0)
@@ -95,7 +95,7 @@ def levels_from_alphas(attention: Attention) -> tuple[NDArray[np.uint8], NDArray
 
 
 def _page(title: str) -> tuple[bytes, bytes]:
-    """What stands before the records and what stands after them."""
+    """Read the template: what stands before the records and what stands after them."""
     head, foot = resources.files(__package__).joinpath("gallery.html").read_text("utf-8").split("{{records}}")
     script = head.partition("<script>")[2].partition("</script>")[0]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -106,7 +106,7 @@ def _page(title: str) -> tuple[bytes, bytes]:
 
 
 def _in_order(pool: ThreadPoolExecutor, records: Iterable[Record], thumbnail_px: int) -> Iterator[bytes]:
-    """The blocks of each record, made in parallel, with only a few records under way at any time."""
+    """Yield the blocks of each record, made in parallel, with only a few records under way at any time."""
     under_way: deque[Future[bytes]] = deque()
     for record in records:
         under_way.append(pool.submit(_record_blocks, record, thumbnail_px))
@@ -117,7 +117,7 @@ def _in_order(pool: ThreadPoolExecutor, records: Iterable[Record], thumbnail_px:
 
 
 def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
-    """The record as two inert script blocks: its facts, and its picture as base64 JPEG (empty if there is none)."""
+    """Write the record as two inert script blocks: its facts, and its picture as base64 JPEG (empty if it is gone)."""
     facts: dict[str, Any] = {
         "path": record.path,
         "caption": record.caption,
@@ -126,7 +126,8 @@ def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
         "truncated": record.truncated,
     }
     if record.alternatives:
-        facts["alternatives"] = [[other.caption, _finite(other.score), other.truncated] for other in record.alternatives]
+        others = record.alternatives
+        facts["alternatives"] = [[other.caption, _finite(other.score), other.truncated] for other in others]
     if record.attention is not None:
         levels, maxima = levels_from_alphas(record.attention)
         facts["grid"] = (record.attention.rows, record.attention.columns)
@@ -136,7 +137,8 @@ def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
         picture, facts["size"] = _thumbnail(Path(record.path), thumbnail_px)
     except ImageError as error:
         picture, facts["size"] = b"", (4, 3)
-        facts["missing"] = "The image is gone" if error.kind == "missing" else f"The image cannot be read ({error.kind})"
+        reason = "is gone" if error.kind == "missing" else f"cannot be read ({error.kind.replace('_', ' ')})"
+        facts["missing"] = f"The image {reason}"
     return b'<script type="application/json">%b</script>\n<script type="text/plain">%b</script>\n' % (
         _inert_json(facts),
         base64.b64encode(picture),
@@ -144,7 +146,7 @@ def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
 
 
 def _thumbnail(path: Path, longest_px: int) -> tuple[bytes, tuple[int, int]]:
-    """The image as a JPEG of at most so many pixels a side, with its width and height. Raises ImageError."""
+    """Make a JPEG of at most so many pixels a side; return it with its width and height. Raises ImageError."""
     image = load_rgb(path)
     image.thumbnail((longest_px, longest_px))
     jpeg = io.BytesIO()
@@ -153,19 +155,19 @@ def _thumbnail(path: Path, longest_px: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def _inert_json(value: object) -> bytes:
-    """ASCII JSON without `<`, `>` and `&`, so that no HTML parser finds a way out of it."""
+    """Write ASCII JSON without `<`, `>` and `&`, so that no HTML parser finds a way out of it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode("ascii")
 
 
 def _finite(score: float) -> float | None:
-    """The score, or None if JSON has no number for it."""
+    """Round the score; None if JSON has no number for it."""
     return round(score, 4) if math.isfinite(score) else None
 
 
 @contextmanager
 def _replacing(destination: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the destination's place if the block ends well, and vanishes if it does not."""
+    """Open a file that takes the destination's place if the block ends well, and vanishes if it does not."""
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,6 @@ def _replacing(destination: Path) -> Iterator[BinaryIO]:
             yield file
         temporary.replace(destination)
     except OSError as error:
-        raise OutputError(f"{destination} cannot be written: {error}; free some space or choose another place") from error
+        raise OutputError(f"cannot write {destination}: {error}; free some space or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)

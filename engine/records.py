@@ -26,6 +26,15 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An image that could not be read. `kind` is one of the kinds of `saccade.pixels`."""
+
+    path: str
+    kind: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """The caption of one image.
 

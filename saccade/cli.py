@@ -67,7 +67,9 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="saccade")
 def root() -> None:
     """Caption images in batches and see what each word looked at (Show, Attend and Tell)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for package in ("saccade", "training", "export", "engine", "benchmarks"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def main() -> None:

@@ -49,6 +49,8 @@ def staged_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
     try:
         yield staging
         for file in staging.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
             _sync(file)
         staging.chmod(0o777 & ~_umask())
         replaced = staging.with_name(staging.name + ".replaced")

@@ -1,7 +1,7 @@
 """Image files to RGB pictures: `load_rgb` returns every pixel, upright, or an `ImageError` that says why not.
 
-A file is hostile until it is decoded. Its header is read first, and a picture over the pixel limit is refused before any
-decode. Nothing a file contains makes this module raise anything but `ImageError`, warn or write to stderr, and no
+A file is hostile until it is decoded. Its header is read first, and a picture over the pixel limit is refused before
+any decode. Nothing a file contains makes this module raise anything but `ImageError`, warn or write to stderr, and no
 setting of Pillow that other code in the process relies on is changed.
 
 Kinds of `ImageError`, stable, for programs to count and branch on:
@@ -12,8 +12,8 @@ Kinds of `ImageError`, stable, for programs to count and branch on:
     unreadable     the disk or network failed        truncated      data end too early
     too_large      over a limit, or out of memory    corrupt        any other damage
 
-`unsupported`, `truncated` and `corrupt` are told apart by Pillow's own words, so on rare files they vary with its version;
-whether a file is refused does not.
+`unsupported`, `truncated` and `corrupt` are told apart by Pillow's own words, so for rare files they vary with its
+version; whether a file is refused does not.
 """
 
 import ctypes
@@ -25,25 +25,29 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, _imaging
 
 from saccade.errors import ImageError
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 56_000_000
 """Default limit on width x height. One load of the most expensive kind of file of this size peaks below 1 GB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What is decoded (MPO counts as JPEG). Left out: whatever starts an external program (EPS, WMF), has no signature (TGA,
-so any file might be one), hides pictures of another size inside (ICO, ICNS), or is decoded in Python (QOI: minutes)."""
+"""What is decoded; MPO counts as JPEG. Left out is whatever starts an external program (EPS, WMF), has no signature, so
+that any file might be one (TGA), hides pictures of other sizes than the header says (ICO, ICNS), is decoded by a Python
+loop at a minute a picture (QOI), or holds no photographs (textures, brushes, icons)."""
 
+_PIXEL_COST = {"JPEG2000": 2, "AVIF": 2}  # 32 bits a sample; 16 bits a sample and a second copy for film grain
 _MAX_BYTES_PER_PIXEL = 4
+_MAX_METADATA_BYTES = 1 << 24
+_MAX_SIDE = 100_000  # Pillow adds 8 bytes a row, and `resize` makes strips as long as the picture
 _BAND_PIXELS = 1 << 20
 
 _KIND_OF_ERRNO = {
@@ -71,15 +75,20 @@ def load_rgb(source: Path | bytes, *, exif_transpose: bool = True, max_pixels: i
     """Decode the first picture of a file at its native size: mode RGB, 8 bits, turned upright.
 
     source : path of a regular file, or the file's bytes
-    exif_transpose : obey the orientation in EXIF or XMP; damaged EXIF counts as upright. (TIFF's orientation tag is part
-        of the format and always obeyed.)
-    max_pixels : refuse a larger width x height, and a file of more than 4 bytes per pixel of this limit
+    exif_transpose : obey the orientation in EXIF or XMP; damaged EXIF counts as upright. A TIFF's orientation is part
+        of the format and always obeyed
+    max_pixels : refuse a larger width x height (JPEG 2000 and AVIF: half of it), and a file of more than 4 bytes per
+        pixel of this limit and 16 MiB. A side over 100,000 is always refused
     Raises ImageError; safe in many threads at once.
 
-    What has no 8-bit RGB form of its own gets a fixed one, never one that depends on the picture's contents: alpha of any
-    sort is composited on white; 16-bit samples keep their high byte; 32-bit integers are 16-bit samples in a wider box
-    (what PGM gives), clipped to 0..65535; floats run from 0 (black) to 1 (white), clipped, NaN black; animations and
-    multi-picture files give their first picture; CMYK, YCbCr, Lab and HSV are converted by Pillow without colour profile.
+    What has no 8-bit RGB form of its own gets a fixed one, never one that depends on the rest of the picture:
+
+    - transparency of any sort is composited on white
+    - 16-bit samples keep their high byte; 32-bit integers count as 16-bit samples in a wider box, which is what a PGM
+      gives, clipped to 0..65535
+    - floats run from 0 (black) to 1 (white), clipped; NaN is black
+    - animations and files of several pictures give the first one
+    - CMYK, YCbCr and Lab are converted by Pillow; colour profiles are ignored
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
@@ -110,31 +119,28 @@ def _picture(file: IO[bytes], exif_transpose: bool, max_pixels: int) -> Image.Im
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("the file is empty", kind="empty")
-    if size > _MAX_BYTES_PER_PIXEL * max_pixels:
-        limit = _MAX_BYTES_PER_PIXEL * max_pixels
+    limit = _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
+    if size > limit:
         raise ImageError(f"{size} bytes, the limit is {limit}; raise max_pixels or convert the file", kind="too_large")
     image = _identified(file)
-    for width, height in _extents(image):
-        if width * height > max_pixels:
-            raise ImageError(
-                f"{width} x {height} pixels, the limit is {max_pixels} pixels; raise max_pixels or shrink the picture",
-                kind="too_large",
-            )
+    _check_size(image, max_pixels)
     _scale_transparent_colour(image, file)
     if image.format == "TIFF":
         _drop_all_exif_but_orientation(image)
     image.load()
     method = _upright_transpose(image) if exif_transpose else None
     rgb = _rgb(image)
-    rgb = rgb.copy() if method is None and rgb is image else rgb if method is None else rgb.transpose(method)
-    rgb.info.clear()
+    del image  # with its decoder, before there is one more copy
+    if method is not None:
+        rgb = rgb.transpose(method)
+    rgb.info.clear()  # or whoever gets the picture could obey its orientation again
     return rgb
 
 
 def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
-    """The picture with its header read and nothing decoded.
+    """Read the header, decode nothing.
 
-    Not `Image.open`: that compares with the process-wide `Image.MAX_IMAGE_PIXELS` and does not name the size it refuses.
+    Not by `Image.open`, which compares with the process-wide `Image.MAX_IMAGE_PIXELS` and does not say what it refuses.
     """
     Image.preinit()
     Image.init()
@@ -149,16 +155,38 @@ def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
             raise ImageError(f"this Pillow was built without {name}", kind="unsupported")
         if accepted:
             file.seek(0)
-            return factory(file, "")
+            return factory(file, "") if name != "AVIF" else _avif(factory, file)
     raise ImageError(f"not an image, or not one of {', '.join(FORMATS)}", kind="not_an_image")
 
 
-def _extents(image: ImageFile.ImageFile) -> Iterator[tuple[int, int]]:
-    """What decoding allocates: the picture, and for a TIFF one of its tiles, which may be larger."""
-    yield image.size
+def _avif(factory: Callable[[IO[bytes], str], ImageFile.ImageFile], file: IO[bytes]) -> ImageFile.ImageFile:
+    """Read an AVIF header; where it is refused, once more with the EXIF item renamed: damaged EXIF loses no picture."""
+    try:
+        return factory(file, "")
+    except Exception:
+        file.seek(0)
+        renamed, count = re.subn(rb"(infe.{8})Exif", rb"\1skip", file.read(), flags=re.DOTALL)
+        if not count:
+            raise
+        return factory(io.BytesIO(renamed), "")
+
+
+def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    """Refuse what would take too much memory to decode: the picture, or a TIFF's tile, which may be larger than it."""
+    sizes = [image.size]
     tags: Any = getattr(image, "tag_v2", {})
     if 322 in tags and 323 in tags:  # TileWidth, TileLength
-        yield int(tags[322]), int(tags[323])
+        sizes.append((int(tags[322]), int(tags[323])))
+    limit = max_pixels // _PIXEL_COST.get(image.format or "", 1)
+    for width, height in sizes:
+        if max(width, height) > _MAX_SIDE:
+            raise ImageError(f"{width} x {height} pixels, the longest side allowed is {_MAX_SIDE}", kind="too_large")
+        if width * height > limit:
+            raise ImageError(
+                f"{width} x {height} pixels, the limit for {image.format} is {limit} pixels; "
+                "raise max_pixels or shrink the picture",
+                kind="too_large",
+            )
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
@@ -184,16 +212,17 @@ def _drop_all_exif_but_orientation(image: ImageFile.ImageFile) -> None:
     for tag in list(exif):
         if tag != _EXIF_ORIENTATION or _upright_transpose(image) is None:
             del exif[tag]
+    image.info.pop("xmp", None)  # its orientation, if any, is in `exif` by now
 
 
 def _upright_transpose(image: Image.Image) -> Image.Transpose | None:
     with suppress(Exception):
-        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The decoded picture in 8-bit RGB on white; the same object if it already is."""
+    """Convert to 8-bit RGB on white; the same object if it already is."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_from_wide(image).convert("RGB")
     if not image.has_transparency_data:
@@ -220,8 +249,10 @@ def _grey_from_wide(image: Image.Image) -> Image.Image:
 
 def _eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     if samples.dtype.kind == "f":
-        return np.rint(np.clip(np.nan_to_num(samples, nan=0.0), 0.0, 1.0) * 255.0).astype(np.uint8)
-    return (np.clip(samples, 0, 65535) >> 8).astype(np.uint8)
+        samples = np.rint(np.clip(np.nan_to_num(samples, nan=0.0), 0.0, 1.0) * 255.0)
+    else:
+        samples = np.clip(samples, 0, 65535) >> 8
+    return samples.astype(np.uint8)
 
 
 class _Quiet(threading.local):
@@ -247,7 +278,7 @@ def _silence() -> Iterator[None]:
     `warnings.catch_warnings` swaps process-wide state and races with other threads; the filter set here stays, and
     matches only in a thread that is inside this block.
     """
-    if warnings.filters[0][2] is not _AnyWarning:
+    if not warnings.filters or warnings.filters[0][2] is not _AnyWarning:
         warnings.simplefilter("ignore", _AnyWarning)
     _quiet.on = True
     try:
@@ -261,17 +292,18 @@ def _not_quiet(_record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("PIL.TiffImagePlugin").addFilter(_not_quiet)
-# libtiff prints its errors to stderr itself. Pillow switches off its warnings the same way, but offers nothing for errors.
+# libtiff prints to stderr, past Python. Pillow switches its warnings off in this way, once for the process, but leaves
+# its errors on; they say nothing that the exception does not.
 with suppress(OSError, AttributeError):
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _kind(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MemoryError | Image.DecompressionBombError):
         return "too_large"
-    if isinstance(error, OSError) and error.errno is not None:
-        return _KIND_OF_ERRNO.get(error.errno, "unreadable")
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to where a file says
+        return _KIND_OF_ERRNO.get(error.errno or 0, "unreadable")
     if isinstance(error, NotImplementedError | ImportError) or _UNSUPPORTED.search(text):
         return "unsupported"
     return "truncated" if isinstance(error, EOFError) or _TRUNCATED.search(text) else "corrupt"

@@ -5,11 +5,10 @@ This is the one reference: training-time evaluation, every backend and every acc
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,14 @@ PREPROCESS_VERSION = 1
 
 Geometry = Literal["squash", "crop"]
 
-_MAX_INTERMEDIATE_PIXELS = 1 << 26
+_MAX_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSpec:
     """From an image file to the encoder's input; part of the bundle.
 
-    size : side S of the square result, in pixels
+    size : side S of the square result, in pixels, at most 1024
     geometry : "squash" scales both sides to S; "crop" scales the central square, as if the short side were scaled to S
         and the centre cut out
     mean, std : of red, green, blue in 0..1; subtracted and divided by inside the encoder graph, so that the host ships
@@ -45,7 +44,7 @@ class PreprocessSpec:
     exif_transpose: bool = True
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
+        problems = self._problems()
         if problems:
             raise ConfigError("preprocessing spec: " + "; ".join(problems))
         for name in ("mean", "std"):  # so that 0 and 0.0, list and tuple have one fingerprint
@@ -53,16 +52,17 @@ class PreprocessSpec:
 
     def _problems(self) -> list[str]:
         found = []
-        if type(self.size) is not int or not 1 <= self.size <= 4096:
-            found.append(f"size is {self.size!r}, expected an integer in 1..4096")
+        upright: object = self.exif_transpose
+        if type(self.size) is not int or not 1 <= self.size <= _MAX_SIZE:
+            found.append(f"size is {self.size!r}, expected an integer in 1..{_MAX_SIZE}")
         if self.geometry not in get_args(Geometry):
             found.append(f"geometry is {self.geometry!r}, expected one of {', '.join(get_args(Geometry))}")
-        if not _is_colour(self.mean):
-            found.append(f"mean is {self.mean!r}, expected three finite numbers")
-        if not (_is_colour(self.std) and min(self.std) > 0):
-            found.append(f"std is {self.std!r}, expected three finite numbers above zero")
-        if type(self.exif_transpose) is not bool:
-            found.append(f"exif_transpose is {self.exif_transpose!r}, expected true or false")
+        if not (_is_triple(self.mean) and all(0 <= value <= 1 for value in self.mean)):
+            found.append(f"mean is {self.mean!r}, expected three numbers in 0..1")
+        if not (_is_triple(self.std) and all(0 < value <= 255 for value in self.std)):
+            found.append(f"std is {self.std!r}, expected three numbers above 0, at most 255")
+        if not isinstance(upright, bool):
+            found.append(f"exif_transpose is {upright!r}, expected true or false")
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class PreprocessSpec:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "PreprocessSpec":
+    def from_json(cls, values: object) -> Self:
         """Read what `as_json` wrote. Raises ConfigError if a key is unknown or missing, or a value is invalid."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"preprocessing spec: got {type(values).__name__}, expected an object")
@@ -87,12 +87,8 @@ class PreprocessSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _is_colour(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 3
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
-    )
+def _is_triple(value: object) -> bool:
+    return isinstance(value, tuple | list) and [type(item) in (int, float) for item in value] == [True] * 3
 
 
 def load_image(source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -111,7 +107,7 @@ def load_image(source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = 
 
 
 def resize(rgb: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """An upright RGB picture as uint8 (S, S, 3): resized in two calls, rows before columns.
+    """Resize an upright RGB picture to uint8 (S, S, 3), the horizontal pass before the vertical one as two calls.
 
     Inside one call the order of the passes is Pillow's choice, changed in Pillow 13, and each pass rounds to 8 bits.
     """
@@ -120,10 +116,5 @@ def resize(rgb: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         right, bottom = left + side, top + side
-    box = (left, top, right, bottom)
-    size = spec.size
-    if size * (bottom - top) > _MAX_INTERMEDIATE_PIXELS:  # a squashed 1 x 60,000,000 strip: columns first, or 50 GB
-        strip = rgb.resize((right - left, size), Image.Resampling.BILINEAR, box=box)
-    else:
-        strip = rgb.resize((size, bottom - top), Image.Resampling.BILINEAR, box=box)
-    return np.array(strip.resize((size, size), Image.Resampling.BILINEAR))
+    strip = rgb.resize((spec.size, bottom - top), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return np.array(strip.resize((spec.size, spec.size), Image.Resampling.BILINEAR))

@@ -28,6 +28,10 @@ class Reporter:
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
 
+    def say(self, text: str) -> None:
+        """One line, between tasks."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
     @contextmanager
     def task(self, name: str, total: int | None, *, unit: str) -> Iterator[Update]:
         """Show progress towards `total` (None if unknown) with the rate in units per second and the time left."""

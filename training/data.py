@@ -72,6 +72,11 @@ def generate_split(
     return Split(pixels, [tuple(caption.words for caption in scene.captions) for scene in scenes], scenes)
 
 
+def draw_pixels(seed: int, spec: PreprocessSpec, *, render_size: int) -> NDArray[np.uint8]:
+    """Pixels (S, S, 3) of one generated scene, preprocessed like a file's."""
+    return _draw(seed, spec=spec, render_size=render_size).pixels
+
+
 def _draw(seed: int, *, spec: PreprocessSpec, render_size: int) -> Scene:
     scene = generate_scene(seed, size=render_size)
     return replace(scene, pixels=resize(Image.fromarray(scene.pixels), spec))

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from training.scene_chance import pick
 
 Rgb = tuple[int, int, int]
 
@@ -21,16 +24,15 @@ class Background:
 
 
 def random_background(rng: np.random.Generator) -> Background:
-    """A random kind of place with random tones."""
-    kinds = tuple(_KINDS)
-    kind = kinds[rng.integers(len(kinds))]
-    upper, lower = _KINDS[kind][0], _KINDS[kind][1]
-    tones = (_jittered(rng, upper[rng.integers(len(upper))]), _jittered(rng, lower[rng.integers(len(lower))]))
+    """Choose a kind of place and its tones."""
+    kind = pick(rng, tuple(_KINDS))
+    first, second, _ = _KINDS[kind]
+    tones = (_jittered(rng, pick(rng, first)), _jittered(rng, pick(rng, second)))
     return Background(kind, tones, int(rng.integers(2**32)))
 
 
 def paint_background(background: Background, side: int) -> Image.Image:
-    """The place as an RGB image (side, side); the same details at every side."""
+    """Paint the place as an RGB image (side, side), with the same details at every side."""
     large = side * OVERSAMPLING
     rng = np.random.default_rng(background.details)
     canvas = _KINDS[background.kind][2](large, background.tones, rng)
@@ -39,7 +41,7 @@ def paint_background(background: Background, side: int) -> Image.Image:
 
 def _jittered(rng: np.random.Generator, tone: Rgb) -> Rgb:
     red, green, blue = (
-        int(np.clip(channel + shift, 0, 255)) for channel, shift in zip(tone, rng.integers(-9, 10, 3), strict=True)
+        min(255, max(0, channel + shift)) for channel, shift in zip(tone, rng.integers(-9, 10, 3).tolist(), strict=True)
     )
     return red, green, blue
 
@@ -58,7 +60,7 @@ def _darker(tone: Rgb, share: float) -> Rgb:
 
 
 def _faded(side: int, top: Rgb, bottom: Rgb) -> Image.Image:
-    """A vertical gradient."""
+    """Paint a vertical gradient."""
     column = np.linspace(top, bottom, side).astype(np.uint8)[:, None]
     return Image.fromarray(column).resize((side, side), Image.Resampling.NEAREST)
 
@@ -68,13 +70,12 @@ Tones = tuple[Rgb, Rgb]
 
 def _gradient(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image:
     canvas = _faded(side, *tones)
-    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180)
-    turn = turns[rng.integers(3)]
+    turn = pick(rng, (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180))
     return canvas if turn is None else canvas.transpose(turn)
 
 
 def _hill(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator, height: float, tone: Rgb) -> None:
-    """A soft slope that fills everything below about `height`."""
+    """Fill everything below a soft slope at about `height`."""
     phase, swing = rng.random() * 6.3, 0.02 + 0.03 * rng.random()
     x = np.linspace(0, 1, 40)
     y = height + swing * np.sin(phase + x * (3 + 3 * rng.random()))
@@ -140,11 +141,11 @@ def _night(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image:
 def _planks(
     draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator, wood: Rgb, top: float, height: float
 ) -> None:
-    """Boards from `top` down, each of a slightly different tone, with staggered joints."""
+    """Lay boards from `top` down, each of a slightly different tone, with staggered joints."""
     y = top
     while y < 1:
         edges = [0.0, 0.15 + 0.35 * rng.random(), 0.55 + 0.35 * rng.random(), 1.0]
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in pairwise(edges):
             tone = _mixed(wood, (70, 40, 20), 0.14 * rng.random())
             draw.rectangle([left * side, y * side, right * side, (y + height) * side], fill=tone)
             draw.line([left * side, y * side, left * side, (y + height) * side], fill=_darker(wood, 0.22), width=2)
@@ -215,13 +216,13 @@ def _wallpaper(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image
     count = 6 + int(rng.integers(4))
     step = side / count
     radius = step * (0.12 + 0.12 * rng.random())
-    angles = np.linspace(0, 2 * np.pi, (4, 16)[rng.integers(2)], endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, pick(rng, (4, 16)), endpoint=False)
     motif_outline = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     tone = _mixed(ground, motif, 0.55)
     for row in range(-1, 2 * count):
         for column in range(-1, count + 1):
             x, y = (column + row % 2 / 2 + 0.25) * step, (row + 0.5) * step / 2
-            draw.polygon((motif_outline + (x, y)).ravel().tolist(), fill=tone)
+            draw.polygon((motif_outline + np.array((x, y))).ravel().tolist(), fill=tone)
     return canvas
 
 
@@ -239,7 +240,7 @@ def _rays(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image:
 
 
 def _lights(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image:
-    """Large pale discs out of focus."""
+    """Paint large pale discs out of focus."""
     canvas = _faded(side, *tones)
     glow = Image.new("L", (side, side))
     draw = ImageDraw.Draw(glow)
@@ -252,8 +253,14 @@ def _lights(side: int, tones: Tones, rng: np.random.Generator) -> Image.Image:
 
 
 _PASTELS: list[Rgb] = [
-    (196, 222, 240), (250, 226, 200), (214, 236, 208), (240, 214, 226), (224, 216, 240), (246, 240, 208), (206, 232, 230),
-]  # fmt: skip
+    (196, 222, 240),
+    (250, 226, 200),
+    (214, 236, 208),
+    (240, 214, 226),
+    (224, 216, 240),
+    (246, 240, 208),
+    (206, 232, 230),
+]
 _MUTED: list[Rgb] = [
     (126, 160, 178),
     (188, 168, 152),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from training.scene_objects import Box
@@ -14,7 +15,10 @@ Rgb = tuple[int, int, int]
 OVERSAMPLING = 3
 """Masks are drawn this many times larger and averaged down: Pillow's polygons have hard edges."""
 
-OCCLUSION_SIDE = 200
+RIM = 0.035
+"""Width of the darker rim of an object, as a fraction of its longer side."""
+
+OCCLUSION_SIDE = 400
 """Side of the canvas on which occlusion is measured: fixed, so that a scene does not depend on the image's size."""
 
 
@@ -63,26 +67,23 @@ class Figure:
     depth: int = 0
 
     def outline(self) -> tuple[Points, ...]:
-        """The outer boundary and the holes, float64 (N, 2) each, in fractions of the image side."""
+        """Return the outer boundary and the holes, float64 (N, 2) each, in fractions of the image side."""
         return tuple(placed(ring, self.centre, self.extent, self.angle) for ring in OUTLINES[self.shape].rings)
-
-    def inner(self) -> tuple[Points, ...]:
-        """The outline without the rim."""
-        return tuple(placed(ring, self.centre, self.extent, self.angle) for ring in OUTLINES[self.shape].inner)
 
 
 def hidden_fraction(back: Figure, front: Figure) -> float:
-    """How much of the area of `back` the figure in front of it covers."""
-    mask, cover = _occlusion_mask(back), _occlusion_mask(front)
+    """Measure how much of the area of `back` the figure in front of it covers."""
+    _, mask, cover = _occlusion(back, front)
     return float((mask & cover).sum() / mask.sum())
 
 
 def visible_box(back: Figure, front: Figure) -> Box:
-    """The box around what `front` leaves visible of `back`, to within 1 / `OCCLUSION_SIDE`."""
-    visible = _occlusion_mask(back) & ~_occlusion_mask(front)
-    columns, rows = np.flatnonzero(visible.any(0)), np.flatnonzero(visible.any(1))
-    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return left / OCCLUSION_SIDE, top / OCCLUSION_SIDE, right / OCCLUSION_SIDE, bottom / OCCLUSION_SIDE
+    """Return the box around what `front` leaves visible of `back`, to within 1 / `OCCLUSION_SIDE`."""
+    corner, mask, cover = _occlusion(back, front)
+    rows, columns = np.nonzero(mask & ~cover)
+    x, y = (columns + corner[0]) / OCCLUSION_SIDE, (rows + corner[1]) / OCCLUSION_SIDE
+    pixel = 1 / OCCLUSION_SIDE
+    return float(x.min()), float(y.min()), float(x.max()) + pixel, float(y.max()) + pixel
 
 
 def draw_figure(canvas: Image.Image, figure: Figure) -> None:
@@ -94,7 +95,7 @@ def draw_figure(canvas: Image.Image, figure: Figure) -> None:
     right, bottom = (int(side * value) + 1 for value in rings[0].max(0) + margin)
     patch = _Patch(side, left, top, right - left, bottom - top)
     paint = PAINTS[figure.colour]
-    whole, inner = patch.mask(rings), patch.mask(figure.inner())
+    whole, inner = patch.masks(rings, RIM * figure.extent)
     _cast_shadow(canvas, whole, patch)
     corner = (left, top)
     canvas.paste(paint.rim, corner, whole)
@@ -116,15 +117,19 @@ class _Patch:
     width: int
     height: int
 
-    def mask(self, rings: tuple[Points, ...]) -> Image.Image:
-        """Coverage of the polygon without its holes, L (height, width)."""
+    def masks(self, rings: tuple[Points, ...], rim: float) -> tuple[Image.Image, Image.Image]:
+        """Return the coverage of the polygon without its holes, and without its rim too; L (height, width) each."""
         image, draw = self._blank()
-        for index, ring in enumerate(rings):
-            draw.polygon(self._pixels(ring).ravel().tolist(), fill=0 if index else 255)
-        return image.reduce(OVERSAMPLING)
+        pixels = [self._pixels(ring).ravel().tolist() for ring in rings]
+        for index, ring in enumerate(pixels):
+            draw.polygon(ring, fill=0 if index else 255)
+        whole = image.reduce(OVERSAMPLING)
+        for ring in pixels:
+            draw.line(ring + ring[:2], fill=0, width=round(2 * rim * self.side * OVERSAMPLING))
+        return whole, image.reduce(OVERSAMPLING)
 
     def texture(self, figure: Figure) -> Image.Image:
-        """Coverage of the ink, L (height, width); the pattern is centred on the figure."""
+        """Return the coverage of the ink, L (height, width); the pattern is centred on the figure."""
         image, draw = self._blank()
         pieces = _TEXTURES[figure.texture](figure.extent)
         corners = placed(pieces.reshape(-1, 2), figure.centre, 1.0, figure.texture_angle)
@@ -138,7 +143,8 @@ class _Patch:
 
     def _pixels(self, points: Points) -> Points:
         # Pillow puts integer coordinates at the centres of pixels.
-        return (points * self.side - (self.left, self.top)) * OVERSAMPLING - 0.5
+        pixels: Points = (points * self.side - (self.left, self.top)) * OVERSAMPLING - 0.5
+        return pixels
 
 
 def _cast_shadow(canvas: Image.Image, mask: Image.Image, patch: _Patch) -> None:
@@ -155,23 +161,30 @@ _SHADOW = [round(0.36 * value) for value in range(256)]
 
 @lru_cache(maxsize=512)
 def _lighting(width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """How much light falls from the upper left, and how much shade lies at the lower right; L (height, width)."""
+    """Return how much light falls from the upper left and how much shade lies at the lower right, L (height, width)."""
     ramp = np.linspace(-1, 1, height)[:, None] * 0.75 + np.linspace(-1, 1, width)[None, :] * 0.35
     light = np.clip(-ramp, 0, 1) ** 1.5 * 75
     shade = np.clip(ramp, 0, 1) ** 1.5 * 60
     return Image.fromarray(light.astype(np.uint8)), Image.fromarray(shade.astype(np.uint8))
 
 
-def _occlusion_mask(figure: Figure) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    image = Image.new("L", (OCCLUSION_SIDE, OCCLUSION_SIDE))
-    draw = ImageDraw.Draw(image)
-    for index, ring in enumerate(figure.outline()):
-        draw.polygon((ring * OCCLUSION_SIDE - 0.5).ravel().tolist(), fill=0 if index else 255)
-    return np.asarray(image) > 0
+def _occlusion(back: Figure, front: Figure) -> tuple[Points, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the corner (x, y) of the window around `back`, and there the masks of both, bool (height, width)."""
+    outline = back.outline()[0] * OCCLUSION_SIDE
+    corner = np.floor(outline.min(0))
+    width, height = (np.ceil(outline.max(0)) - corner + 1).astype(int).tolist()
+    masks = []
+    for figure in (back, front):
+        image = Image.new("L", (width, height))
+        draw = ImageDraw.Draw(image)
+        for index, ring in enumerate(figure.outline()):
+            draw.polygon((ring * OCCLUSION_SIDE - corner - 0.5).ravel().tolist(), fill=0 if index else 255)
+        masks.append(np.asarray(image, dtype=np.bool_))
+    return corner, masks[0], masks[1]
 
 
 def _period(extent: float) -> float:
-    """Distance from one stripe to the next: at least six pixels of 128, and grows a little with the object."""
+    """Return the distance between stripes: at least six pixels of 128, a little more on larger objects."""
     return 0.04 + 0.05 * extent
 
 
@@ -180,7 +193,8 @@ def _stripes(extent: float) -> Points:
     reach, half = 0.75 * extent, 0.23 * period
     stripe = np.array([(-reach, -half), (reach, -half), (reach, half), (-reach, half)])
     count = int(reach / period) + 1
-    return stripe + (np.arange(-count, count) + 0.5)[:, None, None] * (0, period)
+    stripes: Points = stripe + (np.arange(-count, count) + 0.5)[:, None, None] * (0, period)
+    return stripes
 
 
 def _dots(extent: float) -> Points:
@@ -188,21 +202,24 @@ def _dots(extent: float) -> Points:
     angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     dot = 0.31 * period * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     cells = _cells(extent, period)
-    return dot + (period * (cells + cells[:, 1:] % 2 * (0.5, 0.0)) * (1, 0.87))[:, None]
+    dots: Points = dot + (period * (cells + cells[:, 1:] % 2 * (0.5, 0.0)) * (1, 0.87))[:, None]
+    return dots
 
 
 def _checks(extent: float) -> Points:
     side = 0.85 * _period(extent)
     cells = _cells(extent, side)
     square = side * np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-    return square + side * cells[cells.sum(1) % 2 == 1][:, None]
+    checks: Points = square + side * cells[cells.sum(1) % 2 == 1][:, None]
+    return checks
 
 
 def _cells(extent: float, period: float) -> Points:
-    """Whole (column, row) numbers of the cells that reach into a disc around the figure."""
+    """Return the whole (column, row) numbers of the cells that reach into a disc around the figure."""
     count = int(0.75 * extent / period) + 1
     cells = np.stack(np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1)), axis=-1).reshape(-1, 2)
-    return cells[np.hypot(*cells.T) * period < 0.75 * extent + period].astype(np.float64)
+    near: Points = cells[np.hypot(*cells.T) * period < 0.75 * extent + period].astype(np.float64)
+    return near
 
 
 _TEXTURES = {"striped": _stripes, "dotted": _dots, "checkered": _checks}

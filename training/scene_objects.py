@@ -1,6 +1,6 @@
 """What stands in a scene, and the one geometric meaning of every relation between two objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class Relation(NamedTuple):
 
 
 def holds(relation: str, subject: SceneObject, other: SceneObject) -> bool:
-    """Whether `subject` stands in `relation` to `other`: the only definition; sentences and scores both ask it.
+    """Tell whether `subject` stands in `relation` to `other`: the only definition, for sentences and for scores.
 
     A direction holds where the whole boxes are apart along it (up to `CONTACT_TOLERANCE`) and the offset of their
     centres along it is `DOMINANCE` times the offset across it. `on` holds where the bottom of the subject touches the
@@ -62,7 +62,7 @@ def holds(relation: str, subject: SceneObject, other: SceneObject) -> bool:
 
 
 def relations_between(objects: Sequence[SceneObject]) -> tuple[Relation, ...]:
-    """Every relation that holds between two of the objects."""
+    """List every relation that holds between two of the objects."""
     return tuple(
         Relation(first, name, second)
         for first, second in permutations(range(len(objects)), 2)
@@ -97,12 +97,19 @@ def _behind(subject: SceneObject, other: SceneObject) -> bool:
     return min(width, height) >= LEAST_OVERLAP and subject.depth < other.depth
 
 
-_TESTS = {
+_Test = Callable[[SceneObject, SceneObject], bool]
+
+
+def _flipped(test: _Test) -> _Test:
+    return lambda subject, other: test(other, subject)
+
+
+_TESTS: dict[str, _Test] = {
     "left of": _left,
-    "right of": lambda subject, other: _left(other, subject),
+    "right of": _flipped(_left),
     "above": _above,
-    "below": lambda subject, other: _above(other, subject),
+    "below": _flipped(_above),
     "on": _on,
     "behind": _behind,
-    "in front of": lambda subject, other: _behind(other, subject),
+    "in front of": _flipped(_behind),
 }

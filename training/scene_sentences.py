@@ -9,15 +9,16 @@
               | "with" object relation "it"      where "it" is the object named last before "with"
     object    = article [size] [texture] colour shape
 
-Every sentence therefore has one reading, which `training.scene_scores.parse_caption` recovers.
+Every sentence therefore has one reading, which `training.scene_parsing.parse_caption` recovers.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 
+from training.scene_chance import pick
 from training.scene_objects import Relation, SceneObject
 
 SHAPE_WORDS = {
@@ -53,7 +54,6 @@ OPENINGS = ("a picture of", "an image of", "there is", "here is", "we see", "thi
 MOST_WORDS = 30
 
 _VERBS = ("is", "is", "is", "sits")
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +73,9 @@ class SceneCaption:
 def write_captions(
     rng: np.random.Generator, objects: Sequence[SceneObject], facts: Sequence[Relation], count: int
 ) -> tuple[SceneCaption, ...] | None:
-    """`count` different sentences that each name every object once and state only `facts`.
+    """Write `count` different sentences that each name every object once and state only `facts`.
 
-    None if the facts do not tie the objects together well enough to find so many.
+    Returns None if the facts do not tie the objects together well enough to find so many.
     """
     captions: dict[str, SceneCaption] = {}
     for _ in range(12 * count):
@@ -86,10 +86,6 @@ def write_captions(
         if len(captions) == count:
             return tuple(captions.values())
     return None
-
-
-def _pick(rng: np.random.Generator, items: Sequence[_Item]) -> _Item:
-    return items[int(rng.random() * len(items))]
 
 
 class _Draft:
@@ -103,8 +99,8 @@ class _Draft:
         self.mentions: list[int | None] = []
         self.stated: list[Relation] = []
         self.unnamed = set(range(len(objects)))
-        self.size_share = _pick(rng, (0.0, 0.3, 0.7))
-        self.texture_share = _pick(rng, (0.0, 0.4, 0.9))
+        self.size_share = pick(rng, (0.0, 0.3, 0.7))
+        self.texture_share = pick(rng, (0.0, 0.4, 0.9))
 
     def caption(self) -> SceneCaption:
         return SceneCaption(
@@ -118,7 +114,7 @@ class _Draft:
         """Write clauses and tails until every object is named; False in a dead end."""
         choices = self._first_clauses()
         while choices:
-            choices = _pick(self.rng, choices)()
+            choices = pick(self.rng, choices)()
             if not self.unnamed:
                 return True
         return False
@@ -130,23 +126,21 @@ class _Draft:
         for fact in self.facts:
             # Contact and occlusion are rarer than directions and say more.
             weight = 1 if fact.name in ("left of", "right of", "above", "below") else 3
-            steps += [lambda fact=fact: self._direct(fact)] * (3 * weight)
-            steps += [lambda fact=fact: self._inverted(fact), lambda fact=fact: self._clause_with(fact)] * weight
+            steps += [partial(self._direct, fact)] * (3 * weight)
+            steps += [partial(self._inverted, fact), partial(self._clause_with, fact)] * weight
             for twin in self.facts:
                 if twin.name == fact.name and twin.object == fact.object and twin.subject != fact.subject:
-                    steps += [lambda fact=fact, twin=twin: self._plural(fact, twin)] * 2
+                    steps += [partial(self._plural, fact, twin)] * 2
         return steps
 
     def _direct(self, fact: Relation) -> "list[_Step]":
         opened = self._open()
         self._name(fact.subject)
-        phrase = _pick(self.rng, RELATION_PHRASES[fact.name])
+        phrase = pick(self.rng, RELATION_PHRASES[fact.name])
         if not opened and self.rng.random() < 0.75:
             self._say(self._verb(phrase))
         self._state(fact, phrase)
-        shared = [
-            lambda twin=twin: self._also(twin) for twin in self._about(subject=fact.subject) if twin.name == fact.name
-        ]
+        shared = [partial(self._also, twin) for twin in self._about(subject=fact.subject) if twin.name == fact.name]
         return self._after_direct(fact.subject, fact.object) + 2 * shared
 
     def _plural(self, fact: Relation, twin: Relation) -> "list[_Step]":
@@ -156,12 +150,12 @@ class _Draft:
         self._name(twin.subject)
         if not opened:
             self._say("are")
-        self._state(fact, _pick(self.rng, RELATION_PHRASES[fact.name]))
+        self._state(fact, pick(self.rng, RELATION_PHRASES[fact.name]))
         self.stated.append(twin)
         return self._tails(fact.object) + self._second_clauses()
 
     def _inverted(self, fact: Relation) -> "list[_Step]":
-        phrase = _pick(self.rng, RELATION_PHRASES[fact.name])
+        phrase = pick(self.rng, RELATION_PHRASES[fact.name])
         self._say(phrase)
         self._name(fact.object)
         self._say(self._verb(phrase))
@@ -177,19 +171,19 @@ class _Draft:
     def _with(self, fact: Relation) -> "list[_Step]":
         self._say("with")
         self._name(fact.subject)
-        self._say(_pick(self.rng, RELATION_PHRASES[fact.name]))
+        self._say(pick(self.rng, RELATION_PHRASES[fact.name]))
         self._say("it")
         self.stated.append(fact)
         return self._second_clauses()
 
     def _which(self, fact: Relation) -> "list[_Step]":
-        self._say(_pick(self.rng, ("which is", "that is")))
-        self._state(fact, _pick(self.rng, RELATION_PHRASES[fact.name]))
+        self._say(pick(self.rng, ("which is", "that is")))
+        self._state(fact, pick(self.rng, RELATION_PHRASES[fact.name]))
         return self._tails(fact.object) + self._second_clauses()
 
     def _and(self, fact: Relation) -> "list[_Step]":
         self._say("and")
-        self._state(fact, _pick(self.rng, RELATION_PHRASES[fact.name]))
+        self._state(fact, pick(self.rng, RELATION_PHRASES[fact.name]))
         return self._after_direct(fact.subject, fact.object)
 
     def _also(self, fact: Relation) -> "list[_Step]":
@@ -201,7 +195,7 @@ class _Draft:
     def _second(self, fact: Relation) -> "list[_Step]":
         self._say("and")
         self._name(fact.subject)
-        phrase = _pick(self.rng, RELATION_PHRASES[fact.name])
+        phrase = pick(self.rng, RELATION_PHRASES[fact.name])
         self._say(self._verb(phrase))
         self._state(fact, phrase)
         return self._after_direct(fact.subject, fact.object)
@@ -209,21 +203,19 @@ class _Draft:
     # What may follow.
 
     def _after_direct(self, subject: int, last: int) -> "list[_Step]":
-        steps: list[_Step] = [lambda fact=fact: self._and(fact) for fact in self._about(subject=subject)]
+        steps: list[_Step] = [partial(self._and, fact) for fact in self._about(subject=subject)]
         return 2 * steps + self._tails(last) + self._second_clauses()
 
     def _tails(self, last: int) -> "list[_Step]":
-        steps: list[_Step] = [lambda fact=fact: self._which(fact) for fact in self._about(subject=last)]
-        return steps + [lambda fact=fact: self._with(fact) for fact in self._about(other=last)]
+        steps: list[_Step] = [partial(self._which, fact) for fact in self._about(subject=last)]
+        return steps + [partial(self._with, fact) for fact in self._about(other=last)]
 
     def _second_clauses(self) -> "list[_Step]":
         free = self.unnamed
-        return [
-            lambda fact=fact: self._second(fact) for fact in self.facts if fact.subject in free and fact.object in free
-        ]
+        return [partial(self._second, fact) for fact in self.facts if fact.subject in free and fact.object in free]
 
     def _about(self, *, subject: int | None = None, other: int | None = None) -> list[Relation]:
-        """Facts that tie the given object to one not yet named."""
+        """List the facts that tie the given object to one not yet named."""
         if subject is not None:
             return [fact for fact in self.facts if fact.subject == subject and fact.object in self.unnamed]
         return [fact for fact in self.facts if fact.object == other and fact.subject in self.unnamed]
@@ -233,11 +225,11 @@ class _Draft:
     def _open(self, openings: Sequence[str] = OPENINGS) -> bool:
         if self.rng.random() < 0.55:
             return False
-        self._say(_pick(self.rng, openings))
+        self._say(pick(self.rng, openings))
         return True
 
     def _verb(self, phrase: str) -> str:
-        return "is" if phrase.startswith(("resting", "partly")) else _pick(self.rng, _VERBS)
+        return "is" if phrase.startswith(("resting", "partly")) else pick(self.rng, _VERBS)
 
     def _say(self, text: str) -> None:
         words = text.split()
@@ -253,10 +245,10 @@ class _Draft:
         thing, rng = self.objects[index], self.rng
         words = []
         if rng.random() < self.size_share:
-            words.append(_pick(rng, SIZE_WORDS[thing.size]))
+            words.append(pick(rng, SIZE_WORDS[thing.size]))
         if rng.random() < self.texture_share * (0.4 if thing.texture == "plain" else 1.0):
-            words.append(_pick(rng, TEXTURE_WORDS[thing.texture]))
-        words += [thing.colour, _pick(rng, SHAPE_WORDS[thing.shape])]
+            words.append(pick(rng, TEXTURE_WORDS[thing.texture]))
+        words += [thing.colour, pick(rng, SHAPE_WORDS[thing.shape])]
         self._say("an" if words[0][0] in "aeiou" else "a")
         self.words += words
         self.mentions += [index] * len(words)

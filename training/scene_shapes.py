@@ -7,38 +7,33 @@ from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 
-RIM = 0.035
-"""Width of the darker rim of an object, as a fraction of its longer side."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The polygons of one shape, float64 (N, 2) each.
+    """The polygons of one shape, float64 (N, 2) each: the outer boundary and then the holes.
 
-    `rings` are the outer boundary and then the holes; `inner` are the same without the rim. `hollow_base` says that
-    the shape stands on two feet, so that it does not rest on a point between them.
+    `hollow_base` says that the shape stands on two feet, so that it does not rest on a point between them.
     """
 
     rings: tuple[Points, ...]
-    inner: tuple[Points, ...]
     hollow_base: bool = False
 
 
 def placed(points: Points, centre: tuple[float, float], extent: float, angle: float) -> Points:
-    """The polygon turned by `angle` (radians), scaled to `extent` and moved to `centre`."""
+    """Return the polygon turned by `angle` (radians), scaled to `extent` and moved to `centre`."""
     cosine, sine = extent * np.cos(angle), extent * np.sin(angle)
     turned: Points = points @ np.array([[cosine, sine], [-sine, cosine]])
     return turned + centre
 
 
 def _arc(start: float, stop: float, radius: float = 0.5, count: int = 48) -> Points:
-    """Points on a circle from `start` to `stop` degrees, clockwise from the right as drawn."""
+    """Return points on a circle from `start` to `stop` degrees, clockwise from the right as drawn."""
     angles = np.radians(np.linspace(start, stop, count))
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _rounded(corners: list[tuple[float, float]], radius: float) -> Points:
-    """The polygon with each corner replaced by a quadratic curve that starts `radius` before it."""
+    """Replace each corner of the polygon by a quadratic curve that starts `radius` before it."""
     points = np.array(corners, dtype=np.float64)
     steps = np.linspace(0.0, 1.0, 6)[:, None]
     curves = []
@@ -63,9 +58,9 @@ def _cross() -> Points:
 
 
 def _heart() -> Points:
-    """Two discs side by side, and the tangents from them to a rounded tip."""
+    """Join two discs side by side and the tangents from them to a rounded tip."""
     radius, tip = 0.262, 0.44
-    right = _arc(-160, 38, radius, count=30) + (0.238, -0.19)
+    right = _arc(-160, 38, radius, count=30) + np.array((0.238, -0.19))
     left = right[::-1] * (-1, 1)
     steps = np.linspace(0, 1, 6)[:, None]
     before, corner, after = np.array([(0.05, tip - 0.05), (0.0, tip), (-0.05, tip - 0.05)])
@@ -74,39 +69,28 @@ def _heart() -> Points:
 
 
 def _moon() -> Points:
-    """A crescent open to the upper right: a disc without a smaller disc that reaches over its edge."""
+    """Cut a disc by a smaller disc that reaches over its edge: a crescent open to the upper right."""
     offset, radius = 0.25, 0.4
     # Where the circles of radius 0.5 around 0 and `radius` around (offset, 0) meet, seen from either centre.
     x = (0.25 - radius**2 + offset**2) / (2 * offset)
     y = np.sqrt(0.25 - x**2)
     outer = np.degrees(np.arctan2(y, x))
     inner = np.degrees(np.arctan2(y, x - offset))
-    points = np.concatenate([_arc(outer, 360 - outer, count=56), _arc(360 - inner, inner, radius)[1:-1] + (offset, 0)])
+    bite = _arc(360 - inner, inner, radius)[1:-1] + np.array((offset, 0.0))
+    points = np.concatenate([_arc(outer, 360 - outer, count=56), bite])
     return placed(points, (0.0, 0.0), 1.0, np.radians(-35))
 
 
 def _arch() -> Points:
     top = _rounded([(-0.5, 0.43), (-0.5, -0.43), (0.5, -0.43), (0.5, 0.43)], 0.07)
-    hollow = _arc(0, -180, radius=0.24, count=24) + (0, 0.12)
+    hollow = _arc(0, -180, radius=0.24, count=24) + np.array((0.0, 0.12))
     return np.concatenate([top, [(0.24, 0.43)], hollow, [(-0.24, 0.43)]])
-
-
-def _inset(ring: Points, width: float) -> Points:
-    """The polygon moved inwards by `width` along its vertex normals; a negative width moves outwards."""
-    edges = np.roll(ring, -1, 0) - ring
-    normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    vertex = normals + np.roll(normals, 1, 0)
-    vertex /= np.maximum(np.linalg.norm(vertex, axis=1, keepdims=True), 0.5)
-    area = np.sum(ring[:, 0] * np.roll(ring[:, 1], -1) - ring[:, 1] * np.roll(ring[:, 0], -1))
-    return ring - np.sign(area) * width * vertex
 
 
 def _outline(*rings: Points, hollow_base: bool = False) -> Outline:
     low, high = rings[0].min(0), rings[0].max(0)
     scaled = tuple((ring - (low + high) / 2) / (high - low).max() for ring in rings)
-    inner = tuple(_inset(ring, RIM if index == 0 else -RIM) for index, ring in enumerate(scaled))
-    return Outline(scaled, inner, hollow_base)
+    return Outline(scaled, hollow_base)
 
 
 OUTLINES = {

@@ -1,0 +1,91 @@
+"""One captioning run into a results folder: find, caption, commit, count."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.captioner import Captioner
+from engine.records import Failure, Record
+from engine.results import ResultsWriter, Totals
+from engine.sources import find_images
+from saccade import __version__
+from saccade.errors import OutputError
+from saccade.progress import Reporter
+
+PART_SIZE = 1000
+"""Results per part: what a crash can cost at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did: totals of the folder, how many of them are of this run, and how fast."""
+
+    totals: Totals
+    captioned_now: int
+    seconds: float
+
+
+def run(
+    captioner: Captioner,
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    reporter: Reporter,
+    show: Callable[[Record | Failure], None] = lambda _: None,
+) -> Summary:
+    """Caption every image that `folder` does not hold yet. `show` gets each result once it is committed.
+
+    Raises OutputError if nothing is found, or if the folder belongs to another run.
+    """
+    writer = ResultsWriter(folder, _fingerprint(captioner), _details(captioner))
+    done = writer.done()
+    images = list(find_images(paths))
+    if not images:
+        raise OutputError(f"no image found in {', '.join(map(str, paths))}")
+    waiting = [image for image in images if str(image) not in done]
+    began, count, failed = time.monotonic(), 0, 0
+    with reporter.task("captioning", len(waiting), unit="images") as progress:
+        results = iter(captioner.caption(waiting))
+        while part := _take(results, progress, count, failed):
+            writer.commit(part)
+            count += len(part)
+            failed += sum(isinstance(result, Failure) for result in part)
+            for result in part:
+                show(result)
+    return Summary(writer.totals, count - failed, time.monotonic() - began)
+
+
+def _take(
+    results: Iterable[Record | Failure], progress: Callable[..., None], count: int, failed: int
+) -> list[Record | Failure]:
+    part = []
+    for result in islice(results, PART_SIZE):
+        part.append(result)
+        failed += isinstance(result, Failure)
+        progress(count + len(part), **({"failures": failed} if failed else {}))
+    return part
+
+
+def _fingerprint(captioner: Captioner) -> dict[str, Any]:
+    return {
+        "bundle": captioner.bundle.fingerprint,
+        "preprocessing": captioner.bundle.manifest.preprocessing.fingerprint(),
+        "search": asdict(captioner.search_options),
+        "attention": captioner.options.attention,
+    }
+
+
+def _details(captioner: Captioner) -> dict[str, Any]:
+    return {
+        "geometry": captioner.bundle.manifest.preprocessing.geometry,
+        "bundle_path": str(captioner.bundle.path.resolve()),
+        "working_directory": str(Path.cwd()),
+        "backend": captioner.backend.description,
+        "versions": {"saccade": __version__, "python": platform.python_version()},
+    }

@@ -1,0 +1,119 @@
+"""`saccade export`: a checkpoint becomes a bundle, verified before it takes its name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from export.graphs import OPSET, export_encoder, export_step
+from export.verification import (
+    TOLERANCE,
+    OnnxGraph,
+    compare_captions,
+    measure_errors,
+    require_same_captions,
+    require_tolerance,
+)
+from saccade.bundle import (
+    CHECKPOINT,
+    ENCODER,
+    FORMAT_VERSION,
+    MANIFEST,
+    STEP,
+    VOCABULARY,
+    Dimensions,
+    GraphSpec,
+    Manifest,
+    file_entries,
+    manifest_as_json,
+)
+from saccade.files import staged_directory, write_json
+from saccade.preprocessing import PreprocessSpec, load_image
+from saccade.structure import unstructure
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.data import draw_pixels
+
+VERIFICATION_SCENES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a bundle is written.
+
+    with_checkpoint : put the weights in as well, so that the PyTorch reference can run from the bundle
+    tolerance : largest absolute difference from eager PyTorch that passes
+    images : real images to verify with, beside generated scenes
+    """
+
+    with_checkpoint: bool = True
+    tolerance: float = TOLERANCE
+    images: tuple[Path, ...] = ()
+    overwrite: bool = False
+
+
+def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Manifest:
+    """Write the bundle of a checkpoint. Nothing appears at `destination` unless every check passes.
+
+    Raises CheckpointError, ExportError, OutputError.
+    """
+    checkpoint = load_checkpoint(source)
+    images = _verification_images(checkpoint.description.preprocessing, options.images)
+    with staged_directory(destination, overwrite=options.overwrite) as folder:
+        graphs = {
+            "encoder": export_encoder(checkpoint, folder / ENCODER),
+            "step": export_step(checkpoint, folder / STEP),
+        }
+        encoder, step = OnnxGraph(folder / ENCODER), OnnxGraph(folder / STEP)
+        errors = measure_errors(checkpoint, encoder, step, images)
+        require_tolerance(errors, options.tolerance)
+        require_same_captions(compare_captions(checkpoint, encoder, step, images), len(images))
+        write_json(folder / VOCABULARY, checkpoint.vocabulary.as_json())
+        if options.with_checkpoint:
+            save_file({n: t.contiguous() for n, t in checkpoint.captioner.state_dict().items()}, folder / CHECKPOINT)
+        manifest = _manifest(checkpoint, graphs, errors, folder)
+        write_json(folder / MANIFEST, manifest_as_json(manifest))
+    return manifest
+
+
+def _manifest(
+    checkpoint: Checkpoint, graphs: dict[str, GraphSpec], errors: dict[str, float], folder: Path
+) -> Manifest:
+    description, decoder = checkpoint.description, checkpoint.captioner.decoder.options
+    rows, columns = checkpoint.captioner.encoder.grid(description.preprocessing.size)
+    vocabulary = checkpoint.vocabulary
+    exporter = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        encoder=description.encoder.name,
+        attention=decoder.attention,
+        decode_mode="expected",
+        dimensions=Dimensions(
+            rows=rows,
+            columns=columns,
+            annotation_width=checkpoint.captioner.encoder.width,
+            attention_width=decoder.attention_width,
+            hidden_width=decoder.hidden_width,
+            words=len(vocabulary),
+        ),
+        preprocessing=description.preprocessing,
+        special={name: getattr(vocabulary, name) for name in ("pad", "start", "end", "unk")},
+        max_length=description.max_length,
+        opset=OPSET,
+        graphs=graphs,
+        files=file_entries(folder),
+        errors=errors,
+        model={"encoder": unstructure(description.encoder), "decoder": unstructure(description.decoder)},
+        provenance=description.provenance | {"exporter": exporter},
+        scores=description.scores,
+    )
+
+
+def _verification_images(spec: PreprocessSpec, files: tuple[Path, ...]) -> NDArray[np.uint8]:
+    """Scenes never used for training by the shipped configurations, and the images given."""
+    scenes = [draw_pixels(seed, spec, render_size=224) for seed in range(9_000_000, 9_000_000 + VERIFICATION_SCENES)]
+    return np.stack([*scenes, *(load_image(file, spec) for file in files)])

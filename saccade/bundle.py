@@ -1,0 +1,204 @@
+"""The bundle: a folder with two ONNX graphs, the vocabulary and a manifest that says exactly what they are.
+
+    manifest.json          what this module reads and checks
+    vocabulary.json        words by id
+    encoder.onnx           pixels to annotations, keys, hidden, cell
+    step.onnx              one step of beam search
+    checkpoint.safetensors the weights once more, for the PyTorch reference; optional
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from saccade.errors import BundleError, SaccadeError
+from saccade.files import sha256
+from saccade.preprocessing import PreprocessSpec
+from saccade.structure import structure, unstructure
+from saccade.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST, VOCABULARY, ENCODER, STEP = "manifest.json", "vocabulary.json", "encoder.onnx", "step.onnx"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A graph's input or output; an axis is a number, or a name where it varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """A graph file and its tensors, in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimensions:
+    """Sizes in the letters of the design: rows x columns = L, then D, A, H and V."""
+
+    rows: int
+    columns: int
+    annotation_width: int
+    attention_width: int
+    hidden_width: int
+    words: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """manifest.json.
+
+    attention : kind of attention; decode_mode : how the context is taken while decoding
+    special : ids of pad, start, end and unk, as in the vocabulary
+    max_length : default of the search, in steps
+    graphs : "encoder" and "step"
+    errors : largest absolute difference of each output from eager PyTorch in float32, measured at export
+    model : the options the PyTorch reference is built from
+    provenance, scores : where the weights come from, and what training measured
+    """
+
+    format_version: int
+    encoder: str
+    attention: str
+    decode_mode: str
+    dimensions: Dimensions
+    preprocessing: PreprocessSpec
+    special: dict[str, int]
+    max_length: int
+    opset: int
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileEntry]
+    errors: dict[str, float]
+    model: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = [f"graph {name!r} is missing" for name in ("encoder", "step") if name not in self.graphs]
+        problems += [f"file {name!r} leaves the bundle" for name in self.files if not _is_inside(name)]
+        listed = [VOCABULARY, *(graph.file for graph in self.graphs.values())]
+        problems += [f"{name} is not listed under files" for name in listed if name not in self.files]
+        if problems:
+            raise BundleError("; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened, checked bundle."""
+
+    path: Path
+    manifest: Manifest
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Read and check a bundle: version, every file's size and hash, and that its parts fit together.
+
+        Raises BundleError saying what was found, what was expected and what to do.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for name, entry in manifest.files.items():
+            _check_file(path, name, entry)
+        try:
+            vocabulary = Vocabulary.load(path / VOCABULARY)
+        except SaccadeError as error:
+            raise BundleError(str(error)) from error
+        _check_vocabulary(path, manifest, vocabulary)
+        return cls(path, manifest, vocabulary)
+
+    def graph(self, name: str) -> Path:
+        """The file of graph "encoder" or "step"."""
+        return self.path / self.manifest.graphs[name].file
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the contents: equal for equal bundles wherever they lie."""
+        files = {name: entry.sha256 for name, entry in self.manifest.files.items()}
+        content = {"files": files, "preprocessing": self.manifest.preprocessing.fingerprint()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Sizes and hashes of the files in a bundle that is being written, without the manifest."""
+    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
+    return {name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)) for name in names}
+
+
+def manifest_as_json(manifest: Manifest) -> Mapping[str, Any]:
+    """Plain values for manifest.json."""
+    values: dict[str, Any] = unstructure(manifest)
+    return values
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "no manifest.json in it" if path.is_dir() else "no such folder"
+        raise BundleError(f"{path} is no bundle ({what}): give a folder that `saccade export` wrote") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} cannot be read as JSON ({error}): export the bundle again") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: bundle format {version!r}, this version of saccade reads format {FORMAT_VERSION}: "
+            "export the checkpoint again, or use the version that wrote the bundle"
+        )
+    return structure(values, Manifest, source=str(path / MANIFEST), error=BundleError)
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    file = path / name
+    if not file.is_file():
+        raise BundleError(f"{file} is missing: the bundle is incomplete, copy it again or export it again")
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(f"{file} has {size} bytes, the manifest says {entry.bytes}: copy the bundle again")
+    found = sha256(file)
+    if found != entry.sha256:
+        raise BundleError(
+            f"{file} is damaged or was changed: SHA-256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: "
+            "copy the bundle again or export it again"
+        )
+
+
+def _check_vocabulary(path: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
+    words = manifest.dimensions.words
+    if len(vocabulary) != words:
+        raise BundleError(
+            f"{path / VOCABULARY} has {len(vocabulary)} words, the graphs were exported for {words}: "
+            "it belongs to another model, export the bundle again"
+        )
+    special = {name: getattr(vocabulary, name) for name in ("pad", "start", "end", "unk")}
+    if manifest.special != special:
+        raise BundleError(f"{path / VOCABULARY} has special ids {special}, the manifest says {manifest.special}")
+    bias = {tensor.name: tensor.shape for tensor in manifest.graphs["step"].inputs}.get("word_bias")
+    if bias != (words,):
+        raise BundleError(f"{path / MANIFEST}: the step graph scores {bias} words, the vocabulary has {words}")
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and name not in ("", ".")
