@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.records import Attention, Record
+from engine.records import Attention, Failure, Record
 from saccade.errors import ImageError, OutputError
 from saccade.pixels import load_rgb
 
@@ -41,7 +41,8 @@ def write_gallery(
     *,
     title: str,
     crop: bool = False,
-    failures: Sequence[Mapping[str, str]] = (),
+    failures: Sequence[Failure] = (),
+    root: Path = Path(),
     thumbnail_px: int = 448,
     limit: int | None = None,
 ) -> int:
@@ -51,7 +52,8 @@ def write_gallery(
     or not at all. An image that cannot be read any more is shown as a placeholder above its caption.
 
     crop : the attention grid covers the central square of the image; otherwise the whole image
-    failures : mappings with `path`, `kind` and `error`, listed below the images
+    failures : listed below the images
+    root : what relative paths of records are relative to
     thumbnail_px : longest side of an embedded image
     limit : show at most so many records; the page says so if there are more
     Raises OutputError if the page cannot be written or a record's alphas do not fit its grid.
@@ -61,13 +63,13 @@ def write_gallery(
     with _replacing(destination) as page, ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
         head, foot = _page(title)
         page.write(head)
-        for blocks in _in_order(pool, islice(remaining, limit), thumbnail_px):
+        for blocks in _in_order(pool, islice(remaining, limit), root, thumbnail_px):
             page.write(blocks)
             shown += 1
         run = {
             "crop": crop,
             "more": next(remaining, None) is not None,
-            "failures": [[str(failure.get(key, "")) for key in ("path", "kind", "error")] for failure in failures],
+            "failures": [[failure.path, failure.kind, failure.error] for failure in failures],
         }
         page.write(b'</div>\n<script type="application/json" id="run">%b</script>' % _inert_json(run))
         page.write(foot)
@@ -105,18 +107,20 @@ def _page(title: str) -> tuple[bytes, bytes]:
     return head.encode("utf-8", "xmlcharrefreplace"), foot.encode()
 
 
-def _in_order(pool: ThreadPoolExecutor, records: Iterable[Record], thumbnail_px: int) -> Iterator[bytes]:
+def _in_order(
+    pool: ThreadPoolExecutor, records: Iterable[Record], root: Path, thumbnail_px: int
+) -> Iterator[bytes]:
     """Yield the blocks of each record, made in parallel, with only a few records under way at any time."""
     under_way: deque[Future[bytes]] = deque()
     for record in records:
-        under_way.append(pool.submit(_record_blocks, record, thumbnail_px))
+        under_way.append(pool.submit(_record_blocks, record, root, thumbnail_px))
         if len(under_way) > 2 * _MAX_WORKERS:
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()
 
 
-def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
+def _record_blocks(record: Record, root: Path, thumbnail_px: int) -> bytes:
     """Write the record as two inert script blocks: its facts, and its picture as base64 JPEG (empty if it is gone)."""
     facts: dict[str, Any] = {
         "path": record.path,
@@ -134,7 +138,7 @@ def _record_blocks(record: Record, thumbnail_px: int) -> bytes:
         facts["peaks"] = [float(f"{maximum:.4g}") for maximum in maxima]
         facts["alphas"] = base64.b64encode(levels.tobytes()).decode()
     try:
-        picture, facts["size"] = _thumbnail(Path(record.path), thumbnail_px)
+        picture, facts["size"] = _thumbnail(root / record.path, thumbnail_px)
     except ImageError as error:
         picture, facts["size"] = b"", (4, 3)
         reason = "is gone" if error.kind == "missing" else f"cannot be read ({error.kind.replace('_', ' ')})"

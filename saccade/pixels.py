@@ -46,7 +46,7 @@ loop at a minute a picture (QOI), or holds no photographs (textures, brushes, ic
 
 _PIXEL_COST = {"JPEG2000": 2, "AVIF": 2}  # 32 bits a sample; 16 bits a sample and a second copy for film grain
 _MAX_BYTES_PER_PIXEL = 4
-_MAX_METADATA_BYTES = 1 << 24
+_MAX_METADATA_BYTES = 1 << 23
 _MAX_SIDE = 100_000  # Pillow adds 8 bytes a row, and `resize` makes strips as long as the picture
 _BAND_PIXELS = 1 << 20
 
@@ -78,7 +78,7 @@ def load_rgb(source: Path | bytes, *, exif_transpose: bool = True, max_pixels: i
     exif_transpose : obey the orientation in EXIF or XMP; damaged EXIF counts as upright. A TIFF's orientation is part
         of the format and always obeyed
     max_pixels : refuse a larger width x height (JPEG 2000 and AVIF: half of it), and a file of more than 4 bytes per
-        pixel of this limit and 16 MiB. A side over 100,000 is always refused
+        pixel of this limit plus 8 MiB. A side over 100,000 is always refused
     Raises ImageError; safe in many threads at once.
 
     What has no 8-bit RGB form of its own gets a fixed one, never one that depends on the rest of the picture:

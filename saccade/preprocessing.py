@@ -98,23 +98,22 @@ def load_image(source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = 
     max_pixels : refuse a larger width x height before decoding
     Raises ImageError with a `kind` from `saccade.pixels`; safe in many threads at once.
 
-    Decoding is `load_rgb`; resizing is Pillow's antialiased bilinear filter. With "crop", the largest central square
-    (offsets rounded down) is resized. That is "short side to S, then centre crop" without that rule's rounding of the
-    long side and of the crop, and without an intermediate image as long as the original is narrow.
+    Decoding is `load_rgb`, resizing is `resize`.
     """
-    rgb = load_rgb(source, exif_transpose=spec.exif_transpose, max_pixels=max_pixels)
-    return resize(rgb, spec)
+    return resize(load_rgb(source, exif_transpose=spec.exif_transpose, max_pixels=max_pixels), spec)
 
 
 def resize(rgb: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """Resize an upright RGB picture to uint8 (S, S, 3), the horizontal pass before the vertical one as two calls.
+    """Resize an upright RGB picture to uint8 (S, S, 3) by Pillow's antialiased bilinear filter.
 
-    Inside one call the order of the passes is Pillow's choice, changed in Pillow 13, and each pass rounds to 8 bits.
+    The horizontal pass comes before the vertical one, as two calls: inside one call the order is Pillow's choice,
+    changed in Pillow 13, and each pass rounds to 8 bits. "crop" scales the largest central square, offsets rounded
+    down. That is "short side to S, then centre crop" without that rule's rounding of the long side; as there, the
+    filter at the square's border sees the pixels outside it.
     """
-    left, top, right, bottom = 0, 0, rgb.width, rgb.height
-    if spec.geometry == "crop":
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        right, bottom = left + side, top + side
-    strip = rgb.resize((spec.size, bottom - top), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    return np.array(strip.resize((spec.size, spec.size), Image.Resampling.BILINEAR))
+    side = min(rgb.size)
+    width, height = (side, side) if spec.geometry == "crop" else rgb.size
+    left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
+    bilinear = Image.Resampling.BILINEAR
+    strip = rgb.resize((spec.size, rgb.height), bilinear, box=(left, 0, left + width, rgb.height))
+    return np.array(strip.resize((spec.size, spec.size), bilinear, box=(0, top, spec.size, top + height)))

@@ -131,12 +131,11 @@ class Decoder(nn.Module):
         Returns logits (N, V) of the N places in `mask`, in its order, and alphas (B, K, T, L).
         """
         embedded = self.dropout(self.embedding(tokens))
-        gates = self.gates_from_embedding(embedded)
         hidden, cell = self.initial_state(annotations.values)
         state = DecoderState(*(part[:, None].expand(-1, tokens.shape[1], -1) for part in (hidden, cell)))
         hiddens, contexts, alphas = [], [], []
-        for time in range(tokens.shape[2]):
-            context, alpha, state = self._advance(gates[:, :, time], state, annotations)
+        for gates in self.gates_from_embedding(embedded).unbind(dim=2):
+            context, alpha, state = self._advance(gates, state, annotations)
             hiddens.append(state.hidden)
             contexts.append(context)
             alphas.append(alpha)

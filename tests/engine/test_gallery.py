@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from engine.gallery import levels_from_alphas, write_gallery
-from engine.records import Alternative, Attention, Record
+from engine.records import Alternative, Attention, Failure, Record
 from saccade.errors import OutputError
 
 HOSTILE = (
@@ -173,7 +173,7 @@ def test_the_policy_lets_only_the_pages_own_script_run(tmp_path: Path) -> None:
 def test_hostile_text_is_data_and_never_markup(hostile: str, image: Path, tmp_path: Path) -> None:
     other = Alternative(caption=hostile, score=-1.0, tokens=(), truncated=False)
     record = replace(record_of(f"{hostile}.jpg", (hostile, "b")), alternatives=(other,))
-    failures = [{"path": hostile, "kind": hostile, "error": hostile}]
+    failures = [Failure(path=hostile, kind=hostile, error=hostile)]
     harmless = replace(record_of("missing.jpg", ("a", "b")), alternatives=(replace(other, caption="c"),))
     write_gallery([record], tmp_path / "hostile.html", title=f"{hostile}</title><p>", failures=failures)
     write_gallery([harmless], tmp_path / "harmless.html", title="title", failures=[])
@@ -257,11 +257,11 @@ def test_a_limit_that_is_not_reached_leaves_nothing_unsaid(limit: int | None, im
 
 
 def test_the_page_says_where_the_grid_lies_and_what_failed(tmp_path: Path) -> None:
-    failures = [{"path": "a.jpg", "kind": "truncated", "error": "ends early"}, {"path": "b.jpg"}]
+    failures = [Failure(path="a.jpg", kind="truncated", error="ends early")]
     write_gallery([], tmp_path / "page.html", title="", crop=True, failures=failures)
     run = Page(tmp_path / "page.html").run
     assert run["crop"] is True
-    assert run["failures"] == [["a.jpg", "truncated", "ends early"], ["b.jpg", "", ""]]
+    assert run["failures"] == [["a.jpg", "truncated", "ends early"]]
 
 
 def test_records_are_written_while_later_ones_are_still_to_come(image: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_browser_draws_hostile_text_as_text(image: Path, tmp_path: Path) -> No
     def tags(name: str, words: tuple[str, ...]) -> list[str]:
         others = [Alternative(caption=word, score=-1.0, tokens=(), truncated=False) for word in words]
         record = replace(record_of(image, words), path=f"{words[1]}/{words[2]}", alternatives=tuple(others))
-        failures = [{"path": word, "kind": word, "error": word} for word in words]
+        failures = [Failure(path=word, kind=word, error=word) for word in words]
         write_gallery([record], tmp_path / name, title="calm", failures=failures)
         document = Page(drawn(tmp_path / name, "#image=1&word=2"))
         assert document.title == "calm"
