@@ -22,7 +22,6 @@ from saccade.preprocessing import load_image
 from saccade.search import Hypothesis, SearchOptions, search
 from saccade.vocabulary import detokenise
 
-
 _Loaded = tuple[Path, NDArray[np.uint8] | ImageError]
 
 
@@ -84,9 +83,7 @@ class Captioner:
 
     def caption_pixels(self, pixels: NDArray[np.uint8]) -> list[list[Hypothesis]]:
         """Hypotheses, best first, of preprocessed images, uint8 (B, S, S, 3)."""
-        decoding = self.backend.begin(
-            pixels, beam=self.search_options.beam, with_alphas=self.options.attention
-        )
+        decoding = self.backend.begin(pixels, beam=self.search_options.beam, with_alphas=self.options.attention)
         return search(decoding, self.bundle.vocabulary, self.search_options)
 
     def __enter__(self) -> Self:

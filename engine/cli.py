@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from engine.backends.base import BACKENDS
-from engine.captioner import CaptionOptions, Captioner
+from engine.captioner import Captioner, CaptionOptions
 from engine.doctor import diagnose
 from engine.gallery import write_gallery
 from engine.inspection import describe
@@ -30,7 +30,9 @@ _bundle_type = click.Path(path_type=Path)
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--bundle", required=True, type=_bundle_type, help="Folder that `saccade export` wrote.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder; without it, lines to stdout.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder; without it, lines to stdout."
+)
 @click.option("--show", is_flag=True, help="With --out: print the captions as well.")
 @click.option("--attention", is_flag=True, help="Store where each word looked, for `saccade gallery`.")
 @click.option("--beam", default=3, show_default=True, help="Rows searched per image; 1 is greedy.")
@@ -44,7 +46,9 @@ _bundle_type = click.Path(path_type=Path)
     "--backend", default="auto", show_default=True, type=click.Choice(["auto", *BACKENDS]), help="What runs the graphs."
 )
 @click.option("--threads", default=0, help="Arithmetic threads of CPU backends.  [default: the runtime's choice]")
-@click.option("--max-failures", default=0, show_default=True, help="Unreadable images that still mean success; -1: any.")
+@click.option(
+    "--max-failures", default=0, show_default=True, help="Unreadable images that still mean success; -1: any."
+)
 @click.option("--overwrite", is_flag=True, help="Throw away earlier results in --out instead of continuing them.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def caption(
@@ -66,7 +70,7 @@ def caption(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Caption images: files, and folders with everything below them.
+    r"""Caption images: files, and folders with everything below them.
 
     Results go to --out in parts that are complete or absent; the same command continues where an earlier one stopped.
     An image that cannot be read is recorded with its reason and never stops a run.
@@ -133,7 +137,9 @@ def _print(result: Record | Failure) -> None:
 
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RESULTS/gallery.html]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RESULTS/gallery.html]"
+)
 @click.option("--title", help="Heading of the page.  [default: the name of the folder]")
 @click.option("--limit", type=int, help="Show the first N images only.")
 def gallery(results: Path, out: Path | None, title: str | None, limit: int | None) -> None:

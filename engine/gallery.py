@@ -107,9 +107,7 @@ def _page(title: str) -> tuple[bytes, bytes]:
     return head.encode("utf-8", "xmlcharrefreplace"), foot.encode()
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, records: Iterable[Record], root: Path, thumbnail_px: int
-) -> Iterator[bytes]:
+def _in_order(pool: ThreadPoolExecutor, records: Iterable[Record], root: Path, thumbnail_px: int) -> Iterator[bytes]:
     """Yield the blocks of each record, made in parallel, with only a few records under way at any time."""
     under_way: deque[Future[bytes]] = deque()
     for record in records:

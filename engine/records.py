@@ -18,7 +18,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Where the model looked: `alphas[word][location]`, each row summing to 1, locations row by row over the grid."""
+    """Where the model looked: `alphas[word][location]`, each row sums to 1, over the grid row by row."""
 
     rows: int
     columns: int
@@ -39,7 +39,7 @@ class Record:
     """The caption of one image.
 
     path : the image, as it was given or found below a given folder
-    score : the ranking score of the hypothesis: total log-probability, divided by length^penalty where one was asked for
+    score : what the hypothesis was ranked by: total log-probability, divided by length^penalty where asked for
     tokens : ids without `<start>` and `<end>`; `words` are the same as text, one each
     truncated : the maximum length was reached before `<end>`
     attention : one row of alphas per word, where asked for

@@ -82,7 +82,7 @@ class ResultsWriter:
     def _prepare(self, fingerprint: dict[str, Any], details: dict[str, Any]) -> None:
         run = self.folder / RUN
         if run.is_file():
-            before = _read_json(run).get("fingerprint")
+            before = _read_json(run).get("fingerprint", {})
             if before != fingerprint:
                 changed = sorted(k for k in fingerprint.keys() | before.keys() if fingerprint.get(k) != before.get(k))
                 raise OutputError(
@@ -107,7 +107,7 @@ class ResultsWriter:
 
 def committed_parts(folder: Path) -> list[dict[str, Any]]:
     """Commit markers in order, up to the first gap."""
-    markers = []
+    markers: list[dict[str, Any]] = []
     while (marker := folder / f"part-{len(markers):05d}.stats.json").is_file():
         markers.append(_read_json(marker))
     return markers

@@ -7,7 +7,28 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .jp2 .j2k .avif .ppm .pgm .pbm .pnm .mpo".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".jp2",
+        ".j2k",
+        ".avif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".mpo",
+    ]
 )
 """Files with other names in a folder are passed over; a file that is named itself is always tried."""
 

@@ -80,9 +80,7 @@ def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Ma
     return manifest
 
 
-def _manifest(
-    checkpoint: Checkpoint, graphs: dict[str, GraphSpec], errors: dict[str, float], folder: Path
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, graphs: dict[str, GraphSpec], errors: dict[str, float], folder: Path) -> Manifest:
     description, decoder = checkpoint.description, checkpoint.captioner.decoder.options
     rows, columns = checkpoint.captioner.encoder.grid(description.preprocessing.size)
     vocabulary = checkpoint.vocabulary

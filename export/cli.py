@@ -38,9 +38,7 @@ def export(
     CHECKPOINT is a checkpoint folder, or the folder of a training run, whose best epoch is then taken. Both ONNX graphs
     are compared with eager PyTorch before the bundle appears; the errors found go into its manifest.
     """
-    options = ExportOptions(
-        with_checkpoint=with_checkpoint, tolerance=tolerance, images=images, overwrite=overwrite
-    )
+    options = ExportOptions(with_checkpoint=with_checkpoint, tolerance=tolerance, images=images, overwrite=overwrite)
     manifest = export_bundle(checkpoint, out, options)
     for name, error in manifest.errors.items():
         click.echo(f"{name}\t{error:.2e}")

@@ -124,7 +124,9 @@ def _update(
     where: NDArray[np.bool_] | None = None,
 ) -> None:
     for name in names:
-        a, b = (np.asarray(side[name] if where is None else side[name][where], np.float64) for side in (expected, found))
+        a, b = (
+            np.asarray(side[name] if where is None else side[name][where], np.float64) for side in (expected, found)
+        )
         infinite = np.isinf(a) & (a == b)
         difference = np.abs(np.where(infinite, 0, a) - np.where(infinite, 0, b))
         errors[name] = float(np.maximum(errors[name], difference.max(initial=0.0)))  # np.maximum keeps a NaN

@@ -1,10 +1,10 @@
 """The bundle: a folder with two ONNX graphs, the vocabulary and a manifest that says exactly what they are.
 
-    manifest.json          what this module reads and checks
-    vocabulary.json        words by id
-    encoder.onnx           pixels to annotations, keys, hidden, cell
-    step.onnx              one step of beam search
-    checkpoint.safetensors the weights once more, for the PyTorch reference; optional
+manifest.json          what this module reads and checks
+vocabulary.json        words by id
+encoder.onnx           pixels to annotations, keys, hidden, cell
+step.onnx              one step of beam search
+checkpoint.safetensors the weights once more, for the PyTorch reference; optional
 """
 
 from __future__ import annotations

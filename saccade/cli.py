@@ -1,4 +1,4 @@
-"""The `saccade` command. Subcommands are imported when they are run, so `saccade --help` is quick and needs no runtime."""
+"""The `saccade` command. Subcommands are imported when they are run: `saccade --help` is quick and needs no runtime."""
 
 from __future__ import annotations
 

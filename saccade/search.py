@@ -167,8 +167,8 @@ class _Trace:
     def add(self, report: StepReport) -> None:
         if np.isnan(report.scores).any():
             raise BackendError(
-                f"the step graph gave NaN scores at step {len(self._steps) + 1}: the weights, or the precision they run in, "
-                'are broken; compare with "--backend pytorch"'
+                f"the step graph gave NaN scores at step {len(self._steps) + 1}: the weights, or the precision they "
+                'run in, are broken; compare with "--backend pytorch"'
             )
         self._steps.append(report)
         exists = np.isfinite(report.scores)

@@ -1,4 +1,4 @@
-"""JSON and TOML tables to dataclasses and back, strictly: no coercion, no unknown keys, every problem reported at once."""
+"""JSON and TOML tables to dataclasses and back, strictly: no coercion, no unknown keys, all problems at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def structure(value: Any, cls: type[T], *, source: str, error: type[SaccadeError
         return _converter().structure(value, cls)
     except (cattrs.BaseValidationError, TypeError, ValueError, AttributeError, SaccadeError) as problem:
         lines = transform_error(problem, path="", format_exception=_describe)
-        raise error(f"{source}: " + "; ".join(line.replace(" @ .", " in ", 1).replace(" @ ", "") for line in lines)) from None
+        raise error(
+            f"{source}: " + "; ".join(line.replace(" @ .", " in ", 1).replace(" @ ", "") for line in lines)
+        ) from None
 
 
 def unstructure(instance: Any) -> Any:

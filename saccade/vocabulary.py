@@ -60,7 +60,9 @@ def _joins(text: str, index: int) -> bool:
     """Whether the character keeps a word together: an apostrophe between letters, or a zero-width joiner."""
     if text[index] in "\u200c\u200d":
         return True
-    return text[index] in "'\u2019" and index + 1 < len(text) and text[index - 1].isalnum() and text[index + 1].isalnum()
+    return (
+        text[index] in "'\u2019" and index + 1 < len(text) and text[index - 1].isalnum() and text[index + 1].isalnum()
+    )
 
 
 def _is_unspaced(character: str) -> bool:

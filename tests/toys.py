@@ -22,7 +22,8 @@ def toy_vocabulary(words: int) -> Vocabulary:
 def random_tables(seed: int, images: int, depth: int, words: int) -> Table:
     """Log-probs (images, depth, V, V) of a next word, given the step and the word before it."""
     logits = np.random.default_rng(seed).normal(size=(images, depth, words, words)) * 2
-    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+    log_probs: Table = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+    return log_probs
 
 
 class TableStep:
@@ -78,7 +79,9 @@ class TableStep:
         return out
 
 
-def every_caption(table: Table, vocabulary: Vocabulary, max_length: int) -> Iterator[tuple[tuple[int, ...], np.float32]]:
+def every_caption(
+    table: Table, vocabulary: Vocabulary, max_length: int
+) -> Iterator[tuple[tuple[int, ...], np.float32]]:
     """Every finished caption of one image with its total log-prob, by enumeration."""
     words = [word for word in range(len(vocabulary)) if word != vocabulary.end]
     for length in range(max_length):

@@ -61,7 +61,7 @@ def save_checkpoint(
     trainer_state: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint folder; with trainer state, one that training can resume from. It appears whole or not at all."""
+    """Write a checkpoint folder, whole or not at all; with trainer state, one that training can resume from."""
     with staged_directory(destination, overwrite=overwrite) as folder:
         save_file({name: tensor.contiguous() for name, tensor in captioner.state_dict().items()}, folder / WEIGHTS)
         write_json(folder / DESCRIPTION, unstructure(description))
@@ -130,7 +130,7 @@ def resolve_checkpoint(path: Path) -> Path:
     if (path / "best.json").is_file():
         return path / "checkpoints" / str(_read_json(path / "best.json")["checkpoint"])
     raise CheckpointError(
-        f"{path} is no checkpoint: expected a folder with {DESCRIPTION}, or a run folder of `saccade train` with best.json"
+        f"{path} is no checkpoint: expected a folder with {DESCRIPTION}, or a run of `saccade train` with best.json"
     )
 
 

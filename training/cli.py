@@ -25,8 +25,8 @@ from training.trainer import Trainer
 def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
     """Train a captioner as CONFIG, a TOML file, says.
 
-    Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an interrupted
-    run after its last finished epoch. At the end the best epoch is scored on the test split.
+    Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an
+    interrupted run after its last finished epoch. At the end the best epoch is scored on the test split.
     """
     settings = load_config(config)
     folder = out or Path("runs") / config.stem
@@ -44,5 +44,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BackendError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from error
+        raise BackendError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from error
     return device

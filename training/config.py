@@ -92,7 +92,9 @@ class OptimisationOptions:
         problems = [f"{name} must be at least 1" for name in at_least_one if getattr(self, name) < 1]
         not_negative = ("warmup_steps", "weight_decay", "doubly_stochastic", "seed")
         problems += [f"{name} must be 0 or more" for name in not_negative if getattr(self, name) < 0]
-        problems += [f"{name} must be above 0" for name in ("learning_rate", "gradient_clip") if getattr(self, name) <= 0]
+        problems += [
+            f"{name} must be above 0" for name in ("learning_rate", "gradient_clip") if getattr(self, name) <= 0
+        ]
         if problems:
             raise ConfigError("invalid optimisation: " + "; ".join(problems))
 

@@ -103,9 +103,7 @@ def batch_count(split: Split, images: int) -> int:
     return -(-len(split) // images)
 
 
-def _drawn(
-    references: Sequence[tuple[str, ...]], rng: np.random.Generator, count: int
-) -> list[tuple[str, ...]]:
+def _drawn(references: Sequence[tuple[str, ...]], rng: np.random.Generator, count: int) -> list[tuple[str, ...]]:
     places = rng.permutation(len(references))[:count]
     return [references[place] for place in places]
 

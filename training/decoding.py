@@ -16,7 +16,9 @@ from training.model import Captioner
 class TorchDecoding:
     """A `saccade.search.Decoding` whose state stays on the model's device."""
 
-    def __init__(self, step: StepGraph, encoded: dict[str, Tensor], *, beam: int, start: int, with_alphas: bool) -> None:
+    def __init__(
+        self, step: StepGraph, encoded: dict[str, Tensor], *, beam: int, start: int, with_alphas: bool
+    ) -> None:
         self._step = step
         self._with_alphas = with_alphas
         self._device = encoded["hidden"].device
@@ -58,9 +60,7 @@ class TorchDecoder:
     def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> TorchDecoding:
         """Encode a batch and prepare its search."""
         encoded = self.encode(pixels)
-        return TorchDecoding(
-            self._step, encoded, beam=beam, start=self._vocabulary.start, with_alphas=with_alphas
-        )
+        return TorchDecoding(self._step, encoded, beam=beam, start=self._vocabulary.start, with_alphas=with_alphas)
 
     def search(
         self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool = False

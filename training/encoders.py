@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     """A trunk and the pooling behind it: normalised (B, 3, S, S) to annotations (B, L, D), rows of the grid first."""
 
     def __init__(self, options: EncoderOptions, *, pretrained: bool = False) -> None:
-        """`pretrained` fetches the weights that the options name; without it they are left random, to be loaded later."""
+        """`pretrained` fetches the weights that the options name; without it they stay random, to be loaded later."""
         super().__init__()
         self.options = options
         self.trunk, self.width = _build(options.name)
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Annotations (B, L, D) of normalised images (B, 3, S, S)."""
-        features = self.trunk(images)
+        features: Tensor = self.trunk(images)
         if self.options.grid:
             features = F.adaptive_avg_pool2d(features, self.options.grid)
         return features.flatten(2).transpose(1, 2)
@@ -118,7 +118,7 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
     from torchvision import models
 
     architecture = name.partition("-")[0]
-    weights = models.get_model_weights(architecture).DEFAULT  # type: ignore[attr-defined]
+    weights = models.get_model_weights(architecture).DEFAULT
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
@@ -179,7 +179,9 @@ class Compact(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 96, stride=2))
+        self.stem = nn.Sequential(
+            _conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 96, stride=2)
+        )
         self.place = Place()
         self.stage = nn.Sequential(_conv(98, 128), Residual(128), Residual(128))
 
@@ -205,9 +207,7 @@ class Place(nn.Module):
         batch, _, rows, columns = features.shape
         down = torch.linspace(-1, 1, rows, device=features.device, dtype=features.dtype).view(1, 1, rows, 1)
         right = torch.linspace(-1, 1, columns, device=features.device, dtype=features.dtype).view(1, 1, 1, columns)
-        return torch.cat(
-            (features, down.expand(batch, 1, rows, columns), right.expand(batch, 1, rows, columns)), dim=1
-        )
+        return torch.cat((features, down.expand(batch, 1, rows, columns), right.expand(batch, 1, rows, columns)), dim=1)
 
 
 def _conv(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
@@ -231,4 +231,4 @@ _TRUNKS: dict[str, Callable[[], tuple[nn.Module, int]]] = {
     "vgg19": _features("vgg19", 512, without_last_pool=True),
     "mobilenet_v2": _features("mobilenet_v2", 1280),
 }
-"""Trunks by name: ResNets to layer4 (1/32) or layer3 (1/16), VGGs to conv5 (1/16), MobileNetV2 (1/32), compact (1/8)."""
+"""By name: ResNets to layer4 (1/32) or layer3 (1/16), VGGs to conv5 (1/16), MobileNetV2 (1/32), compact (1/8)."""

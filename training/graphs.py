@@ -1,4 +1,4 @@
-"""The two graphs of a bundle as thin modules over the model: exported to ONNX, and run eagerly by the PyTorch backend."""
+"""The two graphs of a bundle as thin modules over the model: exported to ONNX, run eagerly by the PyTorch backend."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepGraph(nn.Module):
     """One step of beam search: attention, LSTM, output layer, top-k and the gather of the surviving states."""
 
     def __init__(self, decoder: Decoder, *, end: int) -> None:
-        """end : id of `<end>`."""
+        """End : id of `<end>`."""
         super().__init__()
         self.decoder = decoder
         self.end = end
@@ -115,7 +115,7 @@ def _top(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows(state: Tensor, parents: Tensor) -> Tensor:
-    """state (B, K, H) in the order of `parents` (B, K), by flat row index: an embedding look-up is the plain Gather of rows."""
+    """State (B, K, H) in the order of `parents` (B, K), by flat row index: an embedding look-up is the plain Gather of rows."""
     images, rows, width = state.shape
     flat = parents + rows * torch.arange(images, device=parents.device).unsqueeze(-1)
     return F.embedding(flat, state.reshape(-1, width))

@@ -1,4 +1,4 @@
-"""The captioner of Show, Attend and Tell (Xu et al. 2015), with the switches of the implementations that followed it."""
+"""The captioner of Show, Attend and Tell (Xu et al. 2015), with the switches of later implementations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.keys = nn.Linear(annotation_width, options.attention_width)
         self.query = nn.Linear(options.hidden_width, options.attention_width, bias=False)
         self.energy = nn.Linear(options.attention_width, 1, bias=False)  # a bias would cancel in the softmax
-        self._activate = {"tanh": torch.tanh, "relu": F.relu}[options.nonlinearity]
+        self._activate = torch.tanh if options.nonlinearity == "tanh" else F.relu
 
     def forward(self, hidden: Tensor, annotations: Annotations) -> tuple[Tensor, Tensor]:
         """Context (B, K, D) and alphas (B, K, L) of K rows with states `hidden` (B, K, H) that share annotations."""
@@ -109,11 +109,13 @@ class Decoder(nn.Module):
         return Annotations(values, self.attention.keys(values))
 
     def initial_state(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden and cell (B, H) predicted from the mean annotation (section 3.1.2)."""
+        """Hidden and cell (B, H) predicted from the mean annotation (section 3.1.2)."""
         mean = values.mean(dim=1)
         return torch.tanh(self.initial_hidden(mean)), torch.tanh(self.initial_cell(mean))
 
-    def step(self, tokens: Tensor, state: DecoderState, annotations: Annotations) -> tuple[Tensor, Tensor, DecoderState]:
+    def step(
+        self, tokens: Tensor, state: DecoderState, annotations: Annotations
+    ) -> tuple[Tensor, Tensor, DecoderState]:
         """Advance every row by one word (Eqs. 1-7).
 
         tokens : int64 (B, K), the previous words
@@ -155,11 +157,11 @@ class Decoder(nn.Module):
         return context, alphas, DecoderState(hidden, cell)
 
     def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        hidden = self.dropout(hidden)
-        if self.output_from_hidden is None or self.output_from_context is None:
-            return self.output(hidden)
-        deep = embedded + self.output_from_hidden(hidden) + self.output_from_context(context)  # Eq. 7
-        return self.output(self.dropout(deep))
+        seen: Tensor = self.dropout(hidden)
+        if self.output_from_hidden is not None and self.output_from_context is not None:
+            seen = self.dropout(embedded + self.output_from_hidden(seen) + self.output_from_context(context))  # Eq. 7
+        logits: Tensor = self.output(seen)
+        return logits
 
 
 class Captioner(nn.Module):

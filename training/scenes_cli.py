@@ -15,7 +15,9 @@ from training.scenes import write_scenes
 @click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Number of scenes.")
 @click.option("--first-seed", default=0, show_default=True, type=click.IntRange(0), help="Scene i has seed first + i.")
 @click.option("--size", default=224, show_default=True, type=click.IntRange(32, 4096), help="Side in pixels.")
-@click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "jpg"]), help="Image files.")
+@click.option(
+    "--format", "kind", default="png", show_default=True, type=click.Choice(["png", "jpg"]), help="Image files."
+)
 def scenes(out: Path, count: int, first_seed: int, size: int, kind: Literal["png", "jpg"]) -> None:
     """Draw captioned scenes: images/, captions.json (COCO format) and scenes.json (objects, boxes, relations).
 

@@ -42,7 +42,7 @@ from training.model import Captioner, build_captioner
 log = logging.getLogger(__name__)
 
 
-class TrainingDiverged(SaccadeError):
+class DivergenceError(SaccadeError):
     """The loss is no longer a number."""
 
 
@@ -73,7 +73,7 @@ class Trainer:
         self._state = TrainerState()
 
     def run(self) -> dict[str, float]:
-        """Train to the end, starting anew or from the last finished epoch, and score the best epoch on the test split."""
+        """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split."""
         resuming = self._prepare_folder()
         torch.manual_seed(self.config.optimisation.seed)
         train, validation, test = self._data()
@@ -87,9 +87,7 @@ class Trainer:
         if resuming:
             self._resume(captioner, optimiser)
         metrics = _MetricsLog(self.folder, self._state.step)
-        search_options = SearchOptions(
-            beam=self.config.validation.beam, max_length=self.config.validation.max_length
-        )
+        search_options = SearchOptions(beam=self.config.validation.beam, max_length=self.config.validation.max_length)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
             began = time.monotonic()
@@ -98,7 +96,9 @@ class Trainer:
             scores = evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
             self._state.seconds += time.monotonic() - began
             self._state.scores = scores
-            metrics.write(self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()})
+            metrics.write(
+                self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()}
+            )
             self._keep(captioner, optimiser, vocabulary)
             self._say(scores)
         return self._score_best(test, search_options, grid)
@@ -128,9 +128,7 @@ class Trainer:
             seeds = getattr(data, name).seeds
             with self._reporter.task(f"drawing {name} scenes", len(seeds), unit="scenes") as progress:
                 splits.append(
-                    generate_split(
-                        seeds, self.config.preprocessing, render_size=data.render_size, progress=progress
-                    )
+                    generate_split(seeds, self.config.preprocessing, render_size=data.render_size, progress=progress)
                 )
         return splits[0], splits[1], splits[2]
 
@@ -174,9 +172,7 @@ class Trainer:
                     metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": self._rate(train)})
                 progress(done, loss=loss)
 
-    def _train_step(
-        self, captioner: Captioner, optimiser: torch.optim.Optimizer, batch: Batch, train: Split
-    ) -> float:
+    def _train_step(self, captioner: Captioner, optimiser: torch.optim.Optimizer, batch: Batch, train: Split) -> float:
         options = self.config.optimisation
         batch = Batch(*(part.to(self.device) for part in batch))
         for group in optimiser.param_groups:
@@ -189,12 +185,12 @@ class Trainer:
                 logits, batch.targets, alphas, batch.mask, doubly_stochastic=options.doubly_stochastic
             )
         if not torch.isfinite(loss):
-            raise TrainingDiverged(
+            raise DivergenceError(
                 f"the loss became {loss.item()} at step {self._state.step + 1}: "
                 "lower learning_rate or gradient_clip, or use float32"
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(captioner.parameters(), options.gradient_clip)
         optimiser.step()
         self._state.step += 1
@@ -261,7 +257,7 @@ class Trainer:
         load_weights(captioner, folder)
         tensors, state = load_trainer(folder)
         self._state = TrainerState(**state)
-        _restore_trainer(optimiser, tensors, captioner)
+        _restore_trainer(optimiser, tensors)
         log.info("resuming after epoch %d", self._state.epoch)
 
     def _say(self, scores: dict[str, float]) -> None:
@@ -329,7 +325,7 @@ def _trainer_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], captioner: Captioner) -> None:
+def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     torch.set_rng_state(tensors.pop("random_state"))
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -342,7 +338,11 @@ def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]
 
 

@@ -48,8 +48,10 @@ class _Graph:
         options.log_severity_level = 3
         try:
             self._session: Any = onnxruntime.InferenceSession(bundle.graph(name), options, providers=[PROVIDER])
-        except Exception as error:  # noqa: BLE001 - its exceptions have no common base below Exception
-            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.graph(name)}: {error}") from error
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.graph(name)}: {error}"
+            ) from error
         self._names = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: Arrays) -> Arrays:

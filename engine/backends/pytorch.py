@@ -65,5 +65,7 @@ def _captioner(bundle: Bundle) -> Captioner:
     try:
         captioner.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise BackendError(f"{path} does not fit the model of the manifest ({error}): export the bundle again") from error
+        raise BackendError(
+            f"{path} does not fit the model of the manifest ({error}): export the bundle again"
+        ) from error
     return captioner

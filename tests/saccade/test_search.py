@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.errors import BackendError, ConfigError
-from saccade.search import Arrays, Hypothesis, HostDecoding, SearchOptions, search
+from saccade.search import Arrays, HostDecoding, Hypothesis, SearchOptions, search
 from tests.toys import TableStep, every_caption, random_tables, toy_vocabulary
 
 
 def run(step: TableStep, options: SearchOptions, words: int, *, with_alphas: bool = False) -> list[list[Hypothesis]]:
     vocabulary = toy_vocabulary(words)
-    decoding = HostDecoding(
-        step, step.encoded(), beam=options.beam, start=vocabulary.start, with_alphas=with_alphas
-    )
+    decoding = HostDecoding(step, step.encoded(), beam=options.beam, start=vocabulary.start, with_alphas=with_alphas)
     return search(decoding, vocabulary, options)
 
 
@@ -52,9 +50,7 @@ def test_a_finished_hypothesis_takes_its_slot_with_it() -> None:
 
 def test_the_length_penalty_prefers_the_longer_caption() -> None:
     """log 0.3 / 1 against log 0.2 / 3: the second is better per word, the first in total."""
-    step = table_of(
-        6, 3, {(0, START): {END: 0.3, A: 0.2}, (1, A): {B: 1.0}, (2, B): {END: 1.0}}
-    )
+    step = table_of(6, 3, {(0, START): {END: 0.3, A: 0.2}, (1, A): {B: 1.0}, (2, B): {END: 1.0}})
     assert run(step, SearchOptions(beam=2, max_length=3), 6)[0][0].tokens == ()
     best = run(step, SearchOptions(beam=2, max_length=3, length_penalty=1.0), 6)[0][0]
     assert best.tokens == (A, B)
