@@ -223,4 +223,5 @@ class _Trace:
         return float(self._normalised(self._steps[step].scores[image, row], step + 1))
 
     def _normalised(self, scores: NDArray[np.float32] | np.float32, length: int) -> NDArray[np.float64]:
-        return np.asarray(scores, np.float64) / length**self._options.length_penalty
+        normalised: NDArray[np.float64] = np.asarray(scores, np.float64) / length**self._options.length_penalty
+        return normalised

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from reprlib import repr as short_repr
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 from cattrs.v import transform_error
 
 from saccade.errors import SaccadeError
 
 T = TypeVar("T")
+_Hook = Callable[[Any, Any], Any]
 
 
 def structure(value: Any, cls: type[T], *, source: str, error: type[SaccadeError]) -> T:
@@ -22,11 +27,9 @@ def structure(value: Any, cls: type[T], *, source: str, error: type[SaccadeError
     """
     try:
         return _converter().structure(value, cls)
-    except (cattrs.BaseValidationError, TypeError, ValueError, AttributeError, SaccadeError) as problem:
+    except (cattrs.BaseValidationError, TypeError) as problem:
         lines = transform_error(problem, path="", format_exception=_describe)
-        raise error(
-            f"{source}: " + "; ".join(line.replace(" @ .", " in ", 1).replace(" @ ", "") for line in lines)
-        ) from None
+        raise error(f"{source}: " + "; ".join(map(_with_place, lines))) from None
 
 
 def unstructure(instance: Any) -> Any:
@@ -34,31 +37,69 @@ def unstructure(instance: Any) -> Any:
     return _converter().unstructure(instance)
 
 
-def _describe(problem: BaseException, type_: type | None) -> str:
+def _describe(problem: BaseException, _: type | None) -> str:
     if isinstance(problem, KeyError):
         return f"{problem.args[0]!r} is missing"
     if isinstance(problem, ForbiddenExtraKeysError):
         return f"unknown key{'s' if len(problem.extra_fields) > 1 else ''} {', '.join(sorted(problem.extra_fields))}"
-    if isinstance(problem, TypeError) and type_ is not None and "expected" not in str(problem):
-        return f"expected {getattr(type_, '__name__', type_)}"
     return str(problem) or type(problem).__name__
+
+
+def _with_place(line: str) -> str:
+    """`problem @ .a.b` as `problem in a.b`."""
+    problem, _, place = line.rpartition(" @ ")
+    if problem.endswith(" is missing"):  # the problem names the key; what lacks it is the place
+        place = place.rpartition(".")[0]
+    return f"{problem} in {place.removeprefix('.')}" if place else problem
 
 
 @cache
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
+    converter = cattrs.Converter(unstruct_collection_overrides={tuple: list})
     for primitive in (int, float, str, bool):
         converter.register_structure_hook(primitive, _strict(primitive))
     converter.register_structure_hook(int | str, _strict(int, str))
+    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _one_of)
+
+    # cattrs itself takes any iterable for a tuple, a string too, and of what is no mapping says how it failed to read it.
+    @converter.register_structure_hook_factory(is_dataclass)
+    def table_hook(cls: Any) -> _Hook:
+        return _only(dict, "an object", make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True))
+
+    @converter.register_structure_hook_factory(lambda cls: get_origin(cls) is dict)
+    def mapping_hook(cls: Any) -> _Hook:
+        return _only(dict, "an object", mapping_structure_factory(cls, converter))
+
+    @converter.register_structure_hook_factory(lambda cls: get_origin(cls) is tuple and get_args(cls)[-1] is ...)
+    def tuple_hook(cls: Any) -> _Hook:
+        element = get_args(cls)[0]
+        return _only(list, "a list", lambda value, _: tuple(converter.structure(value, list[element])))
+
     return converter
 
 
-def _strict(*types: type) -> Any:
+def _strict(*types: type) -> _Hook:
     def hook(value: Any, _: Any) -> Any:
         if type(value) in types:
             return value
         if types == (float,) and type(value) is int:
             return float(value)
-        raise TypeError(f"expected {' or '.join(one.__name__ for one in types)}, got {value!r}")
+        raise TypeError(f"expected {' or '.join(one.__name__ for one in types)}, got {short_repr(value)}")
 
     return hook
+
+
+def _only(kind: type, name: str, hook: _Hook) -> _Hook:
+    def checked(value: Any, cls: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"expected {name}, got {short_repr(value)}")
+        return hook(value, cls)
+
+    return checked
+
+
+def _one_of(value: Any, literal: Any) -> Any:
+    choices = get_args(literal)
+    if value not in choices:
+        raise TypeError(f"expected {' or '.join(map(repr, choices))}, got {short_repr(value)}")
+    return value

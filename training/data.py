@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saccade.preprocessing import PreprocessSpec, resize
 from saccade.vocabulary import Vocabulary
+from training.scene_objects import SceneObject
 from training.scenes import Scene, generate_scene
 
 Progress = Callable[[int], None]
@@ -29,12 +30,12 @@ class Split:
 
     pixels : uint8 (N, S, S, 3), preprocessed
     captions : per image its references, each a tuple of words
-    scenes : per image the generated scene without its pixels, for scoring; empty for photographs
+    objects : per image what stands in the generated scene, for scoring; empty for photographs
     """
 
     pixels: NDArray[np.uint8]
     captions: Sequence[tuple[tuple[str, ...], ...]]
-    scenes: Sequence[Scene] = ()
+    objects: Sequence[tuple[SceneObject, ...]] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -60,16 +61,17 @@ def generate_split(
 ) -> Split:
     """Draw scenes on every core; the result depends on the seeds alone. `progress` gets the number done so far."""
     pixels = np.empty((len(seeds), spec.size, spec.size, 3), np.uint8)
-    scenes: list[Scene] = []
+    captions, objects = [], []
     draw = partial(_draw, spec=spec, render_size=render_size)
     workers = min(os.cpu_count() or 1, 16)
     # Not fork: the parent may hold threads of an arithmetic library by now.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for index, scene in enumerate(pool.map(draw, seeds, chunksize=64)):
             pixels[index] = scene.pixels
-            scenes.append(replace(scene, pixels=np.empty((0, 0, 3), np.uint8)))
+            captions.append(tuple(caption.words for caption in scene.captions))
+            objects.append(scene.objects)
             progress(index + 1)
-    return Split(pixels, [tuple(caption.words for caption in scene.captions) for scene in scenes], scenes)
+    return Split(pixels, captions, objects)
 
 
 def draw_pixels(seed: int, spec: PreprocessSpec, *, render_size: int) -> NDArray[np.uint8]:

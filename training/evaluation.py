@@ -11,7 +11,7 @@ from training.data import Progress, Split
 from training.decoding import TorchDecoder
 from training.metrics import caption_scores
 from training.model import Captioner
-from training.scene_scores import SceneReport, point, score_caption
+from training.scene_scores import Described, scene_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def evaluate(
     try:
         for start in range(0, len(split), batch_images):
             pixels = split.pixels[start : start + batch_images]
-            found = decoder.search(pixels, options, with_alphas=bool(split.scenes))
+            found = decoder.search(pixels, options, with_alphas=bool(split.objects))
             hypotheses += [best[0] for best in found]
             progress(len(hypotheses))
     finally:
@@ -52,16 +52,7 @@ def evaluate(
     words = [vocabulary.decode(hypothesis.tokens) for hypothesis in hypotheses]
     scores = caption_scores(words, split.captions)
     scores["truncated"] = sum(hypothesis.truncated for hypothesis in hypotheses) / len(hypotheses)
-    if split.scenes:
-        scores |= _scene_scores(split, words, hypotheses, grid)
+    if split.objects:
+        described = zip(words, split.objects, hypotheses, strict=True)
+        scores |= scene_scores(Described(said, objects, best.alphas, grid) for said, objects, best in described)
     return Evaluation(scores, hypotheses)
-
-
-def _scene_scores(
-    split: Split, words: Sequence[tuple[str, ...]], hypotheses: Sequence[Hypothesis], grid: tuple[int, int]
-) -> dict[str, float]:
-    report = SceneReport()
-    for scene, caption, hypothesis in zip(split.scenes, words, hypotheses, strict=True):
-        pointing = point(caption, hypothesis.alphas, grid, scene) if hypothesis.alphas is not None else None
-        report.add(score_caption(caption, scene), pointing)
-    return {name: float(value) for name, value in report.as_json().items() if value is not None and name != "captions"}

@@ -115,7 +115,10 @@ def _top(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows(state: Tensor, parents: Tensor) -> Tensor:
-    """State (B, K, H) in the order of `parents` (B, K), by flat row index: an embedding look-up is the plain Gather of rows."""
+    """State (B, K, H) in the order of `parents` (B, K), by flat row index.
+
+    An embedding look-up becomes the plain Gather of whole rows, which every runtime has a fast kernel for.
+    """
     images, rows, width = state.shape
     flat = parents + rows * torch.arange(images, device=parents.device).unsqueeze(-1)
     return F.embedding(flat, state.reshape(-1, width))

@@ -4,16 +4,14 @@ A caption is judged by what it says, in any order and with any synonym; what can
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.scene_objects import SceneObject, holds
 from training.scene_parsing import ParsedCaption, parse_caption
-from training.scenes import Scene, holds
-
-__all__ = ["CaptionScore", "PointingCount", "SceneReport", "parse_caption", "point", "score_caption"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +43,20 @@ class PointingCount:
     words_inside: int
 
 
-def score_caption(words: Sequence[str], scene: Scene) -> CaptionScore:
-    """Compare what the sentence says with the scene."""
+def score_caption(words: Sequence[str], objects: Sequence[SceneObject]) -> CaptionScore:
+    """Compare what the sentence says with the objects of the scene."""
     parsed = parse_caption(words)
-    names = {(thing.colour, thing.shape): index for index, thing in enumerate(scene.objects)}
+    names = {(thing.colour, thing.shape): index for index, thing in enumerate(objects)}
     ends = [names.get((said.colour or "", said.shape)) for said in parsed.objects]
-    correct = _correct_objects(parsed, scene)
-    pairs = [(parsed.objects[said], scene.objects[true]) for said, true in correct.items()]
+    correct = _correct_objects(parsed, objects)
+    pairs = [(parsed.objects[said], objects[true]) for said, true in correct.items()]
     return CaptionScore(
         objects_predicted=len(parsed.objects),
-        objects_true=len(scene.objects),
+        objects_true=len(objects),
         objects_correct=len(correct),
         relations_stated=len(parsed.relations),
         relations_correct=sum(
-            _is_true(scene, ends[relation.subject], relation.name, ends[relation.object])
+            _is_true(objects, ends[relation.subject], relation.name, ends[relation.object])
             for relation in parsed.relations
         ),
         sizes_stated=sum(said.size is not None for said, _ in pairs),
@@ -68,7 +66,9 @@ def score_caption(words: Sequence[str], scene: Scene) -> CaptionScore:
     )
 
 
-def point(words: Sequence[str], alphas: NDArray[np.floating], grid: tuple[int, int], scene: Scene) -> PointingCount:
+def point(
+    words: Sequence[str], alphas: NDArray[np.floating], grid: tuple[int, int], objects: Sequence[SceneObject]
+) -> PointingCount:
     """Count how often a word of a correctly named object looks into the visible box of that object.
 
     alphas : float (T, L), one row a word, T >= len(words); L = rows * columns of `grid`, row by row
@@ -80,8 +80,8 @@ def point(words: Sequence[str], alphas: NDArray[np.floating], grid: tuple[int, i
         raise ValueError(f"alphas are {alphas.shape}, expected (at least {len(words)}, {rows} x {columns})")
     nouns, described = [], []
     parsed = parse_caption(words)
-    for said, true in _correct_objects(parsed, scene).items():
-        x0, y0, x1, y1 = scene.objects[true].box
+    for said, true in _correct_objects(parsed, objects).items():
+        x0, y0, x1, y1 = objects[true].box
         phrase = parsed.objects[said]
         for index in (*phrase.adjectives, phrase.noun):
             row, column = divmod(int(alphas[index].argmax()), columns)
@@ -90,6 +90,26 @@ def point(words: Sequence[str], alphas: NDArray[np.floating], grid: tuple[int, i
             if index == phrase.noun:
                 nouns.append(inside)
     return PointingCount(nouns=len(nouns), nouns_inside=sum(nouns), words=len(described), words_inside=sum(described))
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A caption, what stands in its scene and, where known, where each word looked: alphas (T, L) over a grid."""
+
+    words: Sequence[str]
+    objects: Sequence[SceneObject]
+    alphas: NDArray[np.floating] | None
+    grid: tuple[int, int]
+
+
+def scene_scores(captions: Iterable[Described]) -> dict[str, float]:
+    """The rates of a `SceneReport` over many captions; what nothing was counted for is left out."""
+    report = SceneReport()
+    for one in captions:
+        pointing = None if one.alphas is None else point(one.words, one.alphas, one.grid, one.objects)
+        report.add(score_caption(one.words, one.objects), pointing)
+    rates = report.as_json()
+    return {name: float(value) for name, value in rates.items() if value is not None and name != "captions"}
 
 
 class SceneReport:
@@ -127,9 +147,9 @@ def _rate(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _correct_objects(parsed: ParsedCaption, scene: Scene) -> dict[int, int]:
+def _correct_objects(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> dict[int, int]:
     """Map each correctly named object of the sentence to the object of the scene, each at most once."""
-    unnamed = {(thing.colour, thing.shape): index for index, thing in enumerate(scene.objects)}
+    unnamed = {(thing.colour, thing.shape): index for index, thing in enumerate(objects)}
     correct = {}
     for index, said in enumerate(parsed.objects):
         true = unnamed.pop((said.colour or "", said.shape), None)
@@ -138,7 +158,7 @@ def _correct_objects(parsed: ParsedCaption, scene: Scene) -> dict[int, int]:
     return correct
 
 
-def _is_true(scene: Scene, subject: int | None, relation: str, other: int | None) -> bool:
+def _is_true(objects: Sequence[SceneObject], subject: int | None, relation: str, other: int | None) -> bool:
     if subject is None or other is None or subject == other:
         return False
-    return holds(relation, scene.objects[subject], scene.objects[other])
+    return holds(relation, objects[subject], objects[other])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saccade.errors import DataError
+from saccade.structure import structure
 from training.scene_arrangement import arranged_figures, colours_seen_on, described_objects
 from training.scene_backgrounds import Background, paint_background, random_background
 from training.scene_chance import stream
@@ -116,6 +117,20 @@ def write_scenes(
         unfinished = Path(temporary) / folder.name
         _write_files(unfinished, range(first_seed, first_seed + count), size, format)
         unfinished.rename(folder)
+
+
+def read_scenes(path: Path) -> dict[str, tuple[SceneObject, ...]]:
+    """Objects by image file name, from the scenes.json that `write_scenes` wrote. Raises DataError."""
+    try:
+        scenes = json.loads(path.read_text(encoding="utf-8"))["scenes"]
+        return {
+            scene["file_name"]: structure(
+                scene["objects"], tuple[SceneObject, ...], source=f"{path}: {scene['file_name']}", error=DataError
+            )
+            for scene in scenes
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected the scenes.json that `saccade scenes` writes ({error!r})") from error
 
 
 def _write_files(folder: Path, seeds: range, size: int, suffix: Literal["png", "jpg"]) -> None:

@@ -36,7 +36,7 @@ WORDS = ("a", "red", "blue", "small", "circle", "square", "left", "of", "on", "i
 
 
 def score(text: str) -> CaptionScore:
-    return score_caption(text.split(), SCENE)
+    return score_caption(text.split(), SCENE.objects)
 
 
 def read(text: str) -> list[tuple[str, str, str]]:
@@ -61,7 +61,7 @@ def test_every_reference_scores_perfectly() -> None:
             assert sorted(stated) == sorted(caption.relations), caption.text
             for said, number in zip(parsed.objects, numbers, strict=True):
                 assert {caption.mentions[index] for index in said.adjectives} == {number}
-            result = score_caption(caption.words, scene)
+            result = score_caption(caption.words, scene.objects)
             assert result.objects_correct == result.objects_predicted == result.objects_true == len(scene.objects)
             assert result.relations_correct == result.relations_stated == len(caption.relations)
             assert result.sizes_correct == result.sizes_stated
@@ -137,7 +137,7 @@ def test_what_is_cut_off_or_garbled_is_not_counted_as_said(text: str, objects: i
 
 @given(st.lists(st.sampled_from(WORDS)))
 def test_any_words_can_be_scored(words: list[str]) -> None:
-    result = score_caption(words, SCENE)
+    result = score_caption(words, SCENE.objects)
     assert 0 <= result.objects_correct <= min(result.objects_predicted, result.objects_true)
     assert 0 <= result.relations_correct <= result.relations_stated
 
@@ -194,27 +194,27 @@ def test_pointing_asks_where_the_centre_of_the_brightest_cell_is() -> None:
     """
     words = ["a", "medium", "red", "square", "over", "a", "blue", "square"]
     looks = looking_at([0, 4, 3, 4, 0, 0, 4, 9], 10)
-    assert point(words, looks, (2, 5), SCENE) == PointingCount(nouns=2, nouns_inside=1, words=5, words_inside=3)
+    assert point(words, looks, (2, 5), SCENE.objects) == PointingCount(nouns=2, nouns_inside=1, words=5, words_inside=3)
 
 
 def test_pointing_reads_the_grid_row_by_row_and_skips_wrong_objects() -> None:
     """On 5 x 2 the centres are at x = 0.25, 0.75 and y = 0.1, 0.3, ...: cell 5 is (0.75, 0.5), in the blue square."""
     words = ["a", "green", "star", "left", "of", "a", "blue", "square"]
     looks = looking_at([0, 0, 0, 0, 0, 0, 4, 5], 10)
-    assert point(words, looks, (5, 2), SCENE) == PointingCount(nouns=1, nouns_inside=1, words=2, words_inside=1)
+    assert point(words, looks, (5, 2), SCENE.objects) == PointingCount(nouns=1, nouns_inside=1, words=2, words_inside=1)
 
 
 def test_pointing_ties_go_to_the_first_cell() -> None:
     flat = np.full((2, 1), 1.0)
     everywhere = scene_of(thing("red", "circle", (0.0, 0.0, 0.5, 0.5)))
-    assert point(["red", "circle"], flat, (1, 1), everywhere).words_inside == 2
-    assert point(["red", "circle"], np.full((2, 4), 0.25), (2, 2), everywhere).words_inside == 2
+    assert point(["red", "circle"], flat, (1, 1), everywhere.objects).words_inside == 2
+    assert point(["red", "circle"], np.full((2, 4), 0.25), (2, 2), everywhere.objects).words_inside == 2
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (2, 9), (2,)])
 def test_pointing_refuses_alphas_that_do_not_fit(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        point(["red", "circle"], np.zeros(shape), (2, 5), SCENE)
+        point(["red", "circle"], np.zeros(shape), (2, 5), SCENE.objects)
 
 
 def test_a_report_divides_sums_not_means() -> None:

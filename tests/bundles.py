@@ -1,0 +1,100 @@
+"""A tiny bundle of random weights: all that a real one has, made in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from export.bundle import ExportOptions, export_bundle
+from saccade.preprocessing import PreprocessSpec
+from saccade.vocabulary import END, PAD, START, UNK, Vocabulary
+from training.checkpoint import FORMAT_VERSION, Description, save_checkpoint
+from training.encoders import EncoderOptions
+from training.model import Captioner, DecoderOptions, build_captioner
+
+SPEC = PreprocessSpec(size=32, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+_WORDS = "a red green blue dog's cat on the left of two ball sits कुत्ता dog 猫"
+VOCABULARY = Vocabulary((PAD, START, END, UNK, *_WORDS.split()))
+MAX_LENGTH = 12
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkpoint. Shared by all tests: copy it to change it."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """The bundle of `tiny_checkpoint`, with its weights. Shared by all tests: copy it to change it."""
+    folder = tiny_checkpoint.parent / "bundle"
+    export_bundle(tiny_checkpoint, folder, ExportOptions())
+    return folder
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Write the checkpoint of `random_captioner`; the same bits each time on one machine."""
+    captioner, encoder, decoder = random_captioner()
+    description = Description(
+        format_version=FORMAT_VERSION,
+        encoder=encoder,
+        decoder=decoder,
+        preprocessing=SPEC,
+        vocabulary=VOCABULARY.as_json(),
+        max_length=MAX_LENGTH,
+        provenance={"weights": "random"},
+        scores={"validation/CIDEr-D": 0.0},
+    )
+    save_checkpoint(folder, captioner, description)
+    return folder
+
+
+def random_captioner() -> tuple[Captioner, EncoderOptions, DecoderOptions]:
+    """A captioner that says different things of different pictures: short, truncated and with `<unk>`.
+
+    Fresh weights would say the same of all: the annotations hardly vary around their mean. So the mean is subtracted
+    where states and gates are made from them, and what remains is amplified.
+    """
+    encoder = EncoderOptions(name="compact")
+    options = DecoderOptions(attention_width=16, embedding_width=24, hidden_width=32)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        captioner = build_captioner(encoder, options, words=len(VOCABULARY), mean=SPEC.mean, std=SPEC.std)
+        pictures = torch.from_numpy(patchworks(32, seed=0))
+        for module in captioner.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # take over the statistics of the next batch
+        captioner.annotate(pictures)
+        mean = captioner.eval().annotate(pictures).values.mean(dim=(0, 1))
+        decoder = captioner.decoder
+        for initial in (decoder.initial_hidden, decoder.initial_cell):
+            initial.weight *= 8
+            initial.bias.copy_(-initial.weight @ mean)
+        decoder.gates_from_context.weight *= 4
+        decoder.gates_from_embedding.bias -= decoder.gates_from_context.weight @ mean / 2
+        decoder.embedding.weight *= 10
+        decoder.attention.energy.weight *= 10
+        decoder.output.weight *= 8
+        decoder.output.bias[[VOCABULARY.pad, VOCABULARY.start]] = -30  # as in training, which never asks for them
+    return captioner, encoder, options
+
+
+def patchworks(count: int, *, seed: int) -> NDArray[np.uint8]:
+    """Pictures of 4 x 4 patches in random colours, uint8 (count, 32, 32, 3)."""
+    patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
+    return patches.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def save_patchworks(folder: Path, count: int, *, seed: int = 1) -> list[Path]:
+    """Write patchworks as 00.png, 01.png, ...; the preprocessing of the tiny bundle leaves them as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:02d}.png" for index in range(count)]
+    for path, picture in zip(paths, patchworks(count, seed=seed), strict=True):
+        Image.fromarray(picture).save(path)
+    return paths

@@ -1,0 +1,128 @@
+"""Plain values become dataclasses strictly, and every problem is reported at once, with its place."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from saccade.errors import BundleError, ConfigError
+from saccade.structure import structure, unstructure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    radius: float
+    spokes: int = 36
+
+    def __post_init__(self) -> None:
+        if self.radius <= 0:
+            raise ConfigError(f"radius must be above 0, got {self.radius}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bicycle:
+    name: str
+    wheels: tuple[Wheel, ...]
+    brakes: bool
+    kind: Literal["road", "town"] = "town"
+    place: tuple[int | str, ...] = ()
+    gears: dict[str, int] = field(default_factory=dict)
+    rider: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+WHOLE: dict[str, Any] = {"name": "red", "wheels": [{"radius": 0.3}, {"radius": 1, "spokes": 8}], "brakes": True}
+
+
+def problems_of(values: object) -> str:
+    with pytest.raises(BundleError) as caught:
+        structure(values, Bicycle, source="bicycle.json", error=BundleError)
+    return str(caught.value)
+
+
+def test_values_become_the_dataclass() -> None:
+    values = WHOLE | {"place": [1, "hall"], "gears": {"front": 2}, "rider": "Ada", "notes": {"any": [1, None]}}
+    assert structure(values, Bicycle, source="", error=BundleError) == Bicycle(
+        name="red",
+        wheels=(Wheel(radius=0.3), Wheel(radius=1.0, spokes=8)),
+        brakes=True,
+        place=(1, "hall"),
+        gears={"front": 2},
+        rider="Ada",
+        notes={"any": [1, None]},
+    )
+
+
+def test_a_dataclass_survives_json() -> None:
+    whole = structure(WHOLE | {"place": ["hall", 3]}, Bicycle, source="", error=BundleError)
+    assert structure(json.loads(json.dumps(unstructure(whole))), Bicycle, source="", error=BundleError) == whole
+
+
+def test_an_integer_may_stand_for_a_float_and_nothing_else_is_converted() -> None:
+    wheel = structure({"radius": 2}, Wheel, source="", error=BundleError)
+    assert type(wheel.radius) is float
+    for wrong in ({"spokes": 8.0}, {"spokes": True}, {"spokes": "8"}, {"radius": "0.3"}, {"radius": True}):
+        with pytest.raises(BundleError, match=f"expected (int|float), got {next(iter(wrong.values()))!r}"):
+            structure({"radius": 0.3} | wrong, Wheel, source="", error=BundleError)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"brakes": 1}, "expected bool, got 1 in brakes"),
+        ({"brakes": None}, "expected bool, got None in brakes"),
+        ({"name": 7}, "expected str, got 7 in name"),
+        ({"kind": "boat"}, "'boat'.* in kind"),
+        ({"place": [1, 2.5]}, r"expected int or str, got 2\.5 in place\[1\]"),
+        ({"gears": {"front": "2"}}, r"expected int, got '2' in gears\['front'\]"),
+        ({"gears": [1]}, "expected dict.* in gears"),
+        ({"wheels": 4}, "expected .*in wheels"),
+        ({"wheels": {"radius": 1}}, "in wheels"),
+        ({"wheels": [7]}, r"expected Wheel.* in wheels\[0\]"),
+        ({"wheels": "ab"}, r"expected .*in wheels"),
+        ({"wheels": [{"radius": 1}, {}]}, r"'radius' is missing in wheels\[1\]"),
+        ({"wheels": [{"radius": 1, "tyre": 2}]}, r"unknown key tyre in wheels\[0\]"),
+        ({"wheels": [{"radius": -1}]}, r"radius must be above 0, got -1\.0 in wheels\[0\]"),
+        ({"bell": 1, "light": 2}, "unknown keys bell, light"),
+    ],
+)
+def test_a_problem_is_told_with_its_place(change: dict[str, Any], problem: str) -> None:
+    pytest.raises(BundleError, structure, WHOLE | change, Bicycle, source="bicycle.json", error=BundleError).match(
+        f"^bicycle.json: {problem}$"
+    )
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    message = problems_of(
+        {
+            "wheels": [{"spokes": "many"}, {"radius": -2}, {"radius": 1, "tyre": 0}],
+            "brakes": "yes",
+            "gears": {"front": None, "rear": 9.5},
+            "bell": True,
+        }
+    )
+    assert sorted(message.removeprefix("bicycle.json: ").split("; ")) == sorted(
+        [
+            "'name' is missing",
+            "'radius' is missing in wheels[0]",
+            "expected int, got 'many' in wheels[0].spokes",
+            "radius must be above 0, got -2.0 in wheels[1]",
+            "unknown key tyre in wheels[2]",
+            "expected bool, got 'yes' in brakes",
+            "expected int, got None in gears['front']",
+            "expected int, got 9.5 in gears['rear']",
+            "unknown key bell",
+        ]
+    )
+
+
+@pytest.mark.parametrize("values", [None, 7, "text", [], [1], True], ids=repr)
+def test_what_is_no_object_is_refused(values: object) -> None:
+    assert problems_of(values).startswith("bicycle.json: ")
+    assert "Bicycle" in problems_of(values) or "expected" in problems_of(values)
+
+
+def test_the_error_is_of_the_kind_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"^run\.toml: unknown key bell$"):
+        structure(WHOLE | {"bell": 1}, Bicycle, source="run.toml", error=ConfigError)

@@ -1,0 +1,182 @@
+"""The step graph's search rule, and the model under it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saccade.search import Arrays, HostDecoding, SearchOptions, search
+from tests.toys import TableStep, random_tables, toy_vocabulary
+from training.encoders import EncoderOptions
+from training.graphs import STEP_INPUTS, STEP_OUTPUTS, StepGraph, survivors
+from training.model import Annotations, Captioner, DecoderOptions, DecoderState, build_captioner
+
+END = 2
+
+
+def captioner(**options: object) -> Captioner:
+    torch.manual_seed(0)
+    decoder = DecoderOptions(attention_width=7, embedding_width=6, hidden_width=5, dropout=0.0, **options)  # type: ignore[arg-type]
+    return build_captioner(
+        EncoderOptions(name="compact"), decoder, words=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+    ).eval()
+
+
+def test_survivors_by_hand() -> None:
+    """Two live rows, three words; the best four candidates of the six are asked for with two slots of three left."""
+    scores = torch.tensor([[-1.0, -2.0, -torch.inf]])
+    log_probs = torch.tensor([[[-3.0, -0.5, -1.5], [-0.2, -4.0, -0.4], [0.0, 0.0, 0.0]]])
+    tokens, parents, kept, slots = survivors(scores, log_probs, torch.tensor([2]), end=END)
+    # candidates: row 0 gives -4, -1.5, -2.5; row 1 gives -2.2, -6, -2.4
+    assert tokens.tolist() == [[1, 0, END]]
+    assert parents.tolist() == [[0, 1, 1]]
+    torch.testing.assert_close(kept, torch.tensor([[-1.5, -2.2, -torch.inf]]))
+    assert slots.tolist() == [2]
+
+
+def test_a_candidate_that_ends_takes_a_slot() -> None:
+    log_probs = torch.tensor([[[-3.0, -1.0, -0.5], [-9.0, -9.0, -9.0]]])
+    scores = torch.tensor([[0.0, -torch.inf]])
+    tokens, _, kept, slots = survivors(scores, log_probs, torch.tensor([2]), end=END)
+    assert tokens.tolist() == [[END, 1]]
+    assert kept.tolist() == [[-0.5, -1.0]]
+    assert slots.tolist() == [1]
+
+
+def test_ties_go_to_the_lower_row_then_to_the_lower_word() -> None:
+    scores = torch.zeros(1, 3)
+    log_probs = torch.full((1, 3, 50), -1.0)
+    log_probs[0, 0, :40] = -2.0
+    tokens, parents, _, _ = survivors(scores, log_probs, torch.tensor([3]), end=END)
+    assert parents.tolist() == [[0, 0, 0]]
+    assert tokens.tolist() == [[40, 41, 42]]
+
+
+def test_fewer_candidates_than_rows_leave_dead_rows() -> None:
+    log_probs = torch.full((1, 4, 3), -torch.inf)
+    log_probs[0, 0, 1] = -1.0
+    tokens, _, kept, slots = survivors(torch.zeros(1, 4), log_probs, torch.tensor([4]), end=END)
+    assert tokens.tolist() == [[1, END, END, END]]
+    assert kept.tolist() == [[-1.0, *[-np.inf] * 3]]
+    assert slots.tolist() == [4]
+
+
+class TableDecoder(torch.nn.Module):
+    """A decoder whose log-probs stand in a table; hidden (B, K, 1) counts the steps."""
+
+    def __init__(self, tables: np.ndarray) -> None:
+        super().__init__()
+        self.tables = torch.from_numpy(tables)
+
+    def step(
+        self, tokens: Tensor, state: DecoderState, annotations: Annotations
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        steps = state.hidden[..., 0].long().clamp(max=self.tables.shape[1] - 1)
+        images = annotations.values[:, 0].long().expand_as(tokens)
+        alphas = torch.nn.functional.one_hot((tokens + state.hidden[..., 0].long()) % 4, 4).float()
+        return self.tables[images, steps, tokens], alphas, DecoderState(state.hidden + 1, state.cell)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    words=st.integers(4, 6),
+    beam=st.integers(1, 6),
+    max_length=st.integers(1, 5),
+    n_best=st.integers(1, 6),
+    length_penalty=st.sampled_from((0.0, 1.0)),
+)
+def test_the_step_graph_searches_like_the_rule_written_row_by_row(
+    seed: int, words: int, beam: int, max_length: int, n_best: int, length_penalty: float
+) -> None:
+    """Same tokens, scores and paths as an independent sort over Python lists."""
+    vocabulary = toy_vocabulary(words)
+    tables = random_tables(seed, 3, 4, words)
+    plain = TableStep(tables, vocabulary)
+    graph = StepGraph(TableDecoder(tables), end=vocabulary.end)  # type: ignore[arg-type]
+
+    def step(inputs: Arrays) -> Arrays:
+        outputs = graph(*(torch.from_numpy(inputs[name]) for name in STEP_INPUTS))
+        return {name: tensor.numpy() for name, tensor in zip(STEP_OUTPUTS, outputs, strict=True)}
+
+    options = SearchOptions(beam=beam, max_length=max_length, n_best=min(n_best, beam), length_penalty=length_penalty)
+    found, expected = (
+        search(
+            HostDecoding(function, plain.encoded(), beam=beam, start=vocabulary.start, with_alphas=True),
+            vocabulary,
+            options,
+        )
+        for function in (step, plain)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], rtol=1e-5)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a.alphas, b.alphas)
+
+
+@pytest.mark.parametrize("gate", ["scalar", "vector", "none"])
+@pytest.mark.parametrize("output", ["deep", "linear"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, nonlinearity: str) -> None:
+    """The loop over time with everything hoisted out of it computes what one step after the other does."""
+    model = captioner(gate=gate, output=output, nonlinearity=nonlinearity)
+    tokens = torch.tensor([[[1, 4, 5, 6], [1, 7, 0, 0]], [[1, 8, 3, 0], [1, 4, 4, 4]]])
+    mask = tokens > 0
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        annotations = model.annotate(pixels)
+        logits, alphas = model.decoder.teacher_forced(tokens, mask, annotations)
+        hidden, cell = model.decoder.initial_state(annotations.values)
+        state = DecoderState(hidden[:, None].expand(-1, 2, -1), cell[:, None].expand(-1, 2, -1))
+        every = []
+        for time in range(4):
+            step_logits, step_alphas, state = model.decoder.step(tokens[:, :, time], state, annotations)
+            every.append(step_logits)
+            torch.testing.assert_close(alphas[:, :, time], step_alphas)
+    torch.testing.assert_close(logits, torch.stack(every, dim=2)[mask])
+
+
+def test_attention_by_hand() -> None:
+    """One image, two places, widths of one: energies tanh(k + q), alphas their softmax, context the weighted mean."""
+    model = captioner()
+    attention = model.decoder.attention
+    hidden = torch.randn(1, 1, 5)
+    values, keys = torch.randn(1, 2, 128), torch.randn(1, 2, 7)
+    context, alphas = attention(hidden, Annotations(values, keys))
+    query = hidden[0, 0] @ attention.query.weight.T
+    energies = torch.stack([torch.tanh(key + query) @ attention.energy.weight[0] for key in keys[0]])
+    expected = energies.exp() / energies.exp().sum()
+    torch.testing.assert_close(alphas[0, 0], expected)
+    torch.testing.assert_close(context[0, 0], expected[0] * values[0, 0] + expected[1] * values[0, 1])
+
+
+def test_normalisation_is_inside_the_graph() -> None:
+    """Bytes go in; the encoder sees (value / 255 - mean) / std."""
+    model = captioner()
+    pixels = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8)
+    seen: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.annotate(pixels)
+    expected = (pixels[0, 3, 5].float() / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
+    torch.testing.assert_close(seen[0][0, :, 3, 5], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_cuda_captions_equal_the_cpus() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from training.decoding import TorchDecoder
+
+    model, vocabulary = captioner(), toy_vocabulary(9)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    for beam in (1, 3, 5):
+        options = SearchOptions(beam=beam, max_length=12)
+        on_cpu = TorchDecoder(model.cpu(), vocabulary).search(pixels, options)
+        on_cuda = TorchDecoder(model.cuda(), vocabulary).search(pixels, options)
+        assert [best[0].tokens for best in on_cuda] == [best[0].tokens for best in on_cpu]
