@@ -1,4 +1,4 @@
-"""Scores of a results folder against references: the same metrics that training reports, from what was really written."""
+"""Scores of a results folder against references: the metrics that training reports, from what was really written."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _require_same_images(records: Sequence[Record], captions: Mapping[str, Any])
             f"{len(unknown)} of {len(names)} captioned images have no references, the first is {unknown[0]}"
         )
     if missing:
-        raise DataError(f"{len(missing)} of {len(captions)} images with references have no caption, first {missing[0]}")
+        raise DataError(f"{len(missing)} of {len(captions)} images with references have no caption: {missing[0]}")
 
 
 def _described(record: Record, scenes: Mapping[str, tuple[SceneObject, ...]]) -> Described:

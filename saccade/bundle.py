@@ -119,6 +119,7 @@ class Bundle:
         """
         path = Path(path)
         manifest = _read_manifest(path)
+        _check_shapes(path, manifest)
         for name, entry in manifest.files.items():
             _check_file(path, name, entry)
         try:
@@ -158,7 +159,7 @@ def _read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         what = "no manifest.json in it" if path.is_dir() else "no such folder"
         raise BundleError(f"{path} is no bundle ({what}): give a folder that `saccade export` wrote") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} cannot be read as JSON ({error}): export the bundle again") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
@@ -194,9 +195,27 @@ def _check_vocabulary(path: Path, manifest: Manifest, vocabulary: Vocabulary) ->
     special = {name: getattr(vocabulary, name) for name in ("pad", "start", "end", "unk")}
     if manifest.special != special:
         raise BundleError(f"{path / VOCABULARY} has special ids {special}, the manifest says {manifest.special}")
-    bias = {tensor.name: tensor.shape for tensor in manifest.graphs["step"].inputs}.get("word_bias")
-    if bias != (words,):
-        raise BundleError(f"{path / MANIFEST}: the step graph scores {bias} words, the vocabulary has {words}")
+
+
+def _check_shapes(path: Path, manifest: Manifest) -> None:
+    """Compare the tensors of the graphs, but for the axes that vary, with the sizes everything else relies on."""
+    sizes, side = manifest.dimensions, manifest.preprocessing.size
+    locations = sizes.rows * sizes.columns
+    expected = {
+        ("encoder", "pixels"): (side, side, 3),
+        ("encoder", "annotations"): (locations, sizes.annotation_width),
+        ("encoder", "keys"): (locations, sizes.attention_width),
+        ("encoder", "hidden"): (sizes.hidden_width,),
+        ("step", "word_bias"): (sizes.words,),
+    }
+    problems = []
+    for (graph, name), shape in expected.items():
+        tensors = (*manifest.graphs[graph].inputs, *manifest.graphs[graph].outputs)
+        found = next((tensor.shape for tensor in tensors if tensor.name == name), ())
+        if found[-len(shape) :] != shape:
+            problems.append(f"{name} of the {graph} graph is {found}, dimensions and preprocessing say {shape}")
+    if problems:
+        raise BundleError(f"{path / MANIFEST} contradicts itself: {'; '.join(problems)}: export the bundle again")
 
 
 def _is_inside(name: str) -> bool:

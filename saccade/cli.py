@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 
 from saccade import __version__
-from saccade.errors import SaccadeError
+from saccade.errors import BackendError, SaccadeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class LazyGroup(click.Group):
         return list(SUBCOMMANDS)
 
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
-        """Import the subcommand. Raises ClickException naming the extra whose packages are missing."""
+        """Import the subcommand. Raises BackendError naming the extra whose packages are missing."""
         if name not in SUBCOMMANDS:
             return None
         subcommand = SUBCOMMANDS[name]
@@ -51,7 +53,7 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if subcommand.extra is None or error.name is None:
                 raise
-            raise click.ClickException(
+            raise BackendError(
                 f"saccade {name} needs {error.name}, which is not installed: pip install 'saccade[{subcommand.extra}]'"
             ) from error
         command: click.Command = getattr(module, name)
@@ -72,10 +74,21 @@ def root() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def main() -> None:
-    """Run the command line: exit 0 when done, 1 on an error, 2 on wrong usage, 130 when interrupted."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when done, 1 on an error, 2 on wrong usage, 130 when interrupted.
+
+    arguments : as in `sys.argv[1:]`, which is the default
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is not UTF-8 comes out as it went in
     try:
-        root(standalone_mode=True)
+        sys.exit(root.main(arguments, standalone_mode=False))
     except SaccadeError as error:
         click.echo(f"saccade: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("saccade: interrupted", err=True)
+        sys.exit(130)

@@ -33,33 +33,41 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, keys in their own order."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    # A file name that is not UTF-8 holds lone surrogates; the backslash escape of one is its escape in JSON, too.
+    write_atomically(path, text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
 @contextmanager
 def staged_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its name when the block ends well, and vanishes otherwise.
 
-    Raises OutputError if the destination exists and is not to be overwritten.
+    Raises OutputError if the destination exists and is not to be overwritten, or cannot be there.
     """
     if destination.exists() and not overwrite:
         raise OutputError(f"{destination} exists already: choose another place, or overwrite it with --overwrite")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise OutputError(f"{destination} cannot be written ({error.strerror}): choose another place") from error
+    replaced = staging.with_name(staging.name + ".replaced")
     try:
         yield staging
         for file in staging.rglob("*"):
             if file.is_file():
                 file.chmod(0o666 & ~_umask())
             _sync(file)
+        _sync(staging)
         staging.chmod(0o777 & ~_umask())
-        replaced = staging.with_name(staging.name + ".replaced")
         if destination.exists():
             destination.rename(replaced)
         staging.rename(destination)
         _sync(destination.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
+        if replaced.exists() and not destination.exists():
+            replaced.rename(destination)
         shutil.rmtree(staging, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import cache
 from reprlib import repr as short_repr
+from types import GenericAlias
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
@@ -59,23 +60,39 @@ def _converter() -> cattrs.Converter:
     for primitive in (int, float, str, bool):
         converter.register_structure_hook(primitive, _strict(primitive))
     converter.register_structure_hook(int | str, _strict(int, str))
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _one_of)
+    converter.register_structure_hook_func(_has_origin(Literal), _one_of)
 
-    # cattrs itself takes any iterable for a tuple, a string too, and of what is no mapping says how it failed to read it.
+    # cattrs itself takes any iterable for a tuple, a string too, and of what is no mapping says how reading it failed.
     @converter.register_structure_hook_factory(is_dataclass)
     def table_hook(cls: Any) -> _Hook:
         return _only(dict, "an object", make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True))
 
-    @converter.register_structure_hook_factory(lambda cls: get_origin(cls) is dict)
+    @converter.register_structure_hook_factory(_has_origin(dict))
     def mapping_hook(cls: Any) -> _Hook:
         return _only(dict, "an object", mapping_structure_factory(cls, converter))
 
-    @converter.register_structure_hook_factory(lambda cls: get_origin(cls) is tuple and get_args(cls)[-1] is ...)
+    @converter.register_structure_hook_factory(_is_tuple_of_one_type)
     def tuple_hook(cls: Any) -> _Hook:
-        element = get_args(cls)[0]
-        return _only(list, "a list", lambda value, _: tuple(converter.structure(value, list[element])))
+        element, *others = get_args(cls)
+        length = None if ... in others else 1 + len(others)
+        elements: Any = GenericAlias(list, element)
+
+        def hook(value: Any, _: Any) -> Any:
+            if length not in (None, len(value)):
+                raise TypeError(f"expected {length} values, got {short_repr(value)}")
+            return tuple(converter.structure(value, elements))
+
+        return _only(list, "a list", hook)
 
     return converter
+
+
+def _has_origin(origin: Any) -> Callable[[Any], bool]:
+    return lambda cls: get_origin(cls) is origin
+
+
+def _is_tuple_of_one_type(cls: Any) -> bool:
+    return get_origin(cls) is tuple and len({*get_args(cls)} - {...}) == 1
 
 
 def _strict(*types: type) -> _Hook:

@@ -95,13 +95,13 @@ class Vocabulary:
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        ids = {word: index for index, word in enumerate(self.words)}
+        words = [word for word in self.words if isinstance(word, str) and word]
         special = (self.pad, self.start, self.end, self.unk)
         problems = []
-        if len(ids) != len(self.words):
-            repeated = [word for word, count in Counter(self.words).items() if count > 1]
+        repeated = [word for word, count in Counter(words).items() if count > 1]
+        if repeated:
             problems.append(f"{len(repeated)} words occur twice, the first is {repeated[0]!r}")
-        if any(not isinstance(word, str) or not word for word in self.words):
+        if len(words) != len(self.words):
             problems.append("every word must be a non-empty string")
         if len(set(special)) != 4 or not all(0 <= index < len(self.words) for index in special):
             problems.append(
@@ -109,7 +109,7 @@ class Vocabulary:
             )
         if problems:
             raise VocabularyError("invalid vocabulary: " + "; ".join(problems))
-        object.__setattr__(self, "_ids", ids)
+        object.__setattr__(self, "_ids", {word: index for index, word in enumerate(words)})
 
     def __len__(self) -> int:
         return len(self.words)
@@ -174,6 +174,6 @@ class Vocabulary:
         """Read a vocabulary.json."""
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise VocabularyError(f"{path}: cannot be read as JSON ({error})") from error
         return cls.from_json(value, source=str(path))

@@ -66,6 +66,23 @@ class VocabularyOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConceptOptions:
+    """Pretraining of the encoder on the words of the captions without their order (`training.concepts`).
+
+    epochs : over the training split; 0 leaves it out
+    """
+
+    epochs: int = 0
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"epochs must be 0 or more and learning_rate above 0, got {self.epochs}, {self.learning_rate}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimisationOptions:
     """How the weights are fitted.
 
@@ -121,8 +138,13 @@ class TrainingConfig:
     encoder: EncoderOptions
     decoder: DecoderOptions
     optimisation: OptimisationOptions
+    concepts: ConceptOptions = field(default_factory=ConceptOptions)
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+
+    def __post_init__(self) -> None:
+        if self.encoder.frozen and self.concepts.epochs:
+            raise ConfigError("a frozen encoder cannot be pretrained: set concepts.epochs = 0 or frozen = false")
 
 
 def load_config(path: Path) -> TrainingConfig:

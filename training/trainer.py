@@ -33,6 +33,7 @@ from training.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from training.concepts import pretrain_encoder
 from training.config import TrainingConfig
 from training.data import Batch, Split, batch_count, batches, generate_split
 from training.evaluation import evaluate
@@ -86,6 +87,8 @@ class Trainer:
         )
         if resuming:
             self._resume(captioner, optimiser)
+        elif self.config.concepts.epochs:
+            self._pretrain(captioner, train, vocabulary)
         metrics = _MetricsLog(self.folder, self._state.step)
         search_options = SearchOptions(beam=self.config.validation.beam, max_length=self.config.validation.max_length)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
@@ -149,6 +152,13 @@ class Trainer:
         )
         captioner.encoder.to(memory_format=torch.channels_last)
         return captioner.to(self.device).train()
+
+    def _pretrain(self, captioner: Captioner, train: Split, vocabulary: Vocabulary) -> None:
+        options = self.config.concepts
+        began = time.monotonic()
+        with self._reporter.task("pretraining the encoder", options.epochs * len(train), unit="images") as progress:
+            pretrain_encoder(captioner, train, vocabulary, options, self.config.optimisation, progress=progress)
+        self._state.seconds += time.monotonic() - began
 
     def _train_epoch(
         self,

@@ -27,6 +27,7 @@ class Bicycle:
     brakes: bool
     kind: Literal["road", "town"] = "town"
     place: tuple[int | str, ...] = ()
+    colour: tuple[float, float, float] = (1.0, 0.0, 0.0)
     gears: dict[str, int] = field(default_factory=dict)
     rider: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -73,14 +74,20 @@ def test_an_integer_may_stand_for_a_float_and_nothing_else_is_converted() -> Non
         ({"brakes": 1}, "expected bool, got 1 in brakes"),
         ({"brakes": None}, "expected bool, got None in brakes"),
         ({"name": 7}, "expected str, got 7 in name"),
-        ({"kind": "boat"}, "'boat'.* in kind"),
+        ({"rider": 7}, "expected str, got 7 in rider"),
+        ({"kind": "boat"}, "expected 'road' or 'town', got 'boat' in kind"),
+        ({"kind": ["town"]}, r"expected 'road' or 'town', got \['town'\] in kind"),
         ({"place": [1, 2.5]}, r"expected int or str, got 2\.5 in place\[1\]"),
+        ({"place": "hall"}, "expected a list, got 'hall' in place"),
+        ({"place": {"hall": 1}}, r"expected a list, got \{'hall': 1\} in place"),
+        ({"colour": 3}, "expected a list, got 3 in colour"),
+        ({"colour": [1, 0]}, r"expected 3 values, got \[1, 0\] in colour"),
+        ({"colour": [1, 0, None]}, r"expected float, got None in colour\[2\]"),
         ({"gears": {"front": "2"}}, r"expected int, got '2' in gears\['front'\]"),
-        ({"gears": [1]}, "expected dict.* in gears"),
-        ({"wheels": 4}, "expected .*in wheels"),
-        ({"wheels": {"radius": 1}}, "in wheels"),
-        ({"wheels": [7]}, r"expected Wheel.* in wheels\[0\]"),
-        ({"wheels": "ab"}, r"expected .*in wheels"),
+        ({"gears": [1]}, r"expected an object, got \[1\] in gears"),
+        ({"notes": None}, "expected an object, got None in notes"),
+        ({"wheels": 4}, "expected a list, got 4 in wheels"),
+        ({"wheels": [7]}, r"expected an object, got 7 in wheels\[0\]"),
         ({"wheels": [{"radius": 1}, {}]}, r"'radius' is missing in wheels\[1\]"),
         ({"wheels": [{"radius": 1, "tyre": 2}]}, r"unknown key tyre in wheels\[0\]"),
         ({"wheels": [{"radius": -1}]}, r"radius must be above 0, got -1\.0 in wheels\[0\]"),
@@ -88,9 +95,8 @@ def test_an_integer_may_stand_for_a_float_and_nothing_else_is_converted() -> Non
     ],
 )
 def test_a_problem_is_told_with_its_place(change: dict[str, Any], problem: str) -> None:
-    pytest.raises(BundleError, structure, WHOLE | change, Bicycle, source="bicycle.json", error=BundleError).match(
-        f"^bicycle.json: {problem}$"
-    )
+    with pytest.raises(BundleError, match=f"^bicycle.json: {problem}$"):
+        structure(WHOLE | change, Bicycle, source="bicycle.json", error=BundleError)
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -119,8 +125,11 @@ def test_every_problem_is_reported_at_once() -> None:
 
 @pytest.mark.parametrize("values", [None, 7, "text", [], [1], True], ids=repr)
 def test_what_is_no_object_is_refused(values: object) -> None:
-    assert problems_of(values).startswith("bicycle.json: ")
-    assert "Bicycle" in problems_of(values) or "expected" in problems_of(values)
+    assert problems_of(values) == f"bicycle.json: expected an object, got {values!r}"
+
+
+def test_a_long_value_is_shown_in_short() -> None:
+    assert len(problems_of(WHOLE | {"name": ["word"] * 10_000})) < 100
 
 
 def test_the_error_is_of_the_kind_asked_for() -> None:

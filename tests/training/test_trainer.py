@@ -1,0 +1,159 @@
+"""Whole training runs, small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade.errors import CheckpointError, ConfigError, OutputError
+from saccade.preprocessing import PreprocessSpec
+from saccade.progress import Reporter
+from training.checkpoint import load_checkpoint
+from training.config import (
+    ConceptOptions,
+    DataOptions,
+    OptimisationOptions,
+    SceneSeeds,
+    TrainingConfig,
+    ValidationOptions,
+    VocabularyOptions,
+    load_config,
+)
+from training.encoders import EncoderOptions
+from training.model import DecoderOptions
+from training.trainer import DivergenceError, Trainer
+
+CONFIG = TrainingConfig(
+    data=DataOptions(
+        kind="scenes",
+        train=SceneSeeds(first_seed=0, count=24),
+        validation=SceneSeeds(first_seed=100, count=4),
+        test=SceneSeeds(first_seed=200, count=4),
+        render_size=64,
+    ),
+    preprocessing=PreprocessSpec(size=32, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+    vocabulary=VocabularyOptions(min_count=1),
+    encoder=EncoderOptions(name="compact"),
+    decoder=DecoderOptions(attention_width=8, embedding_width=8, hidden_width=8, dropout=0.2),
+    concepts=ConceptOptions(epochs=1),
+    optimisation=OptimisationOptions(epochs=2, batch_images=8, captions_per_image=2, warmup_steps=2),
+    validation=ValidationOptions(beam=2, max_length=12),
+)
+
+
+def train(folder: Path, config: TrainingConfig = CONFIG) -> dict[str, float]:
+    return Trainer(config, folder, device=torch.device("cpu"), reporter=Reporter(quiet=True)).run()
+
+
+def test_a_run_leaves_a_scored_checkpoint_and_its_history(tmp_path: Path) -> None:
+    scores = train(tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert {"test/CIDEr-D", "test/object_f1"} <= scores.keys() <= checkpoint.description.scores.keys()
+    assert checkpoint.description.provenance["config"]["data"]["train"]["count"] == 24
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2]
+    assert any((tmp_path / "run/tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of the second epoch, resumed after the first: bit by bit the same."""
+    train(tmp_path / "whole")
+    steps = 0
+    original = Trainer._train_step
+
+    def dies_at_the_fifth_step(self: Trainer, *arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_train_step", dies_at_the_fifth_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed")
+    monkeypatch.undo()
+    train(tmp_path / "killed")
+    whole, killed = (load_checkpoint(tmp_path / name).captioner.state_dict() for name in ("whole", "killed"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, killed[name]), name
+    histories = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
+    assert histories[0] == histories[1]
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train(tmp_path / "run", replace(CONFIG, optimisation=replace(CONFIG.optimisation, epochs=1)))
+    with pytest.raises(ConfigError, match=re.escape("optimisation.epochs: 1 there, 2 now")):
+        train(tmp_path / "run")
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear reader")
+    with pytest.raises(OutputError, match="is no training run"):
+        train(tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr("training.trainer.caption_loss", lambda *_, **__: (nan, nan))
+    with pytest.raises(DivergenceError, match="became nan at step 1"):
+        train(tmp_path / "run")
+
+
+def test_every_problem_of_a_configuration_is_reported_at_once(tmp_path: Path) -> None:
+    text = Path("configs/scenes-soft.toml").read_text()
+    text = text.replace("batch_images =", "batch_size =").replace('attention = "soft"', 'attention = "loud"')
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "batch_size" in str(caught.value)
+    assert "loud" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=str)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    load_config(path)
+
+
+def test_overlapping_splits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="train and test"):
+        DataOptions(
+            kind="scenes",
+            train=SceneSeeds(first_seed=0, count=10),
+            validation=SceneSeeds(first_seed=50, count=10),
+            test=SceneSeeds(first_seed=9, count=10),
+        )
+
+
+def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny_checkpoint, tmp_path / name))
+
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        load_checkpoint(tmp_path / "nothing")
+    torn = copy("torn") / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        load_checkpoint(tmp_path / "torn")
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    weights["decoder.output.bias"] = weights["decoder.output.bias"][:3].clone()
+    del weights["decoder.output.weight"]
+    save_file(weights, copy("changed") / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"output\.weight is missing; decoder\.output\.bias has shape \(3,\)"):
+        load_checkpoint(tmp_path / "changed")
+    version = copy("version") / "checkpoint.json"
+    version.write_text(version.read_text().replace('"format_version": 1', '"format_version": 7'))
+    with pytest.raises(CheckpointError, match="checkpoint format 7"):
+        load_checkpoint(tmp_path / "version")
