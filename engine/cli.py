@@ -18,7 +18,6 @@ from engine.results import RUN, read_failures, read_records, read_run
 from engine.run import run
 from engine.sources import find_images
 from saccade.bundle import Bundle
-from saccade.errors import SaccadeError
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
 
@@ -176,11 +175,7 @@ def doctor(bundle: Path | None) -> None:
 
     Exits with 1 if no backend runs.
     """
-    try:
-        opened = Bundle.open(bundle) if bundle else None
-    except SaccadeError as error:
-        raise click.ClickException(str(error)) from error
-    report = diagnose(opened)
+    report = diagnose(Bundle.open(bundle) if bundle else None)
     click.echo(report.text)
     if not report.runs:
         sys.exit(1)

@@ -99,6 +99,8 @@ class Manifest:
         problems += [f"file {name!r} leaves the bundle" for name in self.files if not _is_inside(name)]
         listed = [VOCABULARY, *(graph.file for graph in self.graphs.values())]
         problems += [f"{name} is not listed under files" for name in listed if name not in self.files]
+        if self.max_length < 1:
+            problems.append(f"max_length must be at least 1, got {self.max_length}")
         if problems:
             raise BundleError("; ".join(problems))
 
@@ -156,7 +158,7 @@ def manifest_as_json(manifest: Manifest) -> Mapping[str, Any]:
 def _read_manifest(path: Path) -> Manifest:
     try:
         values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "no manifest.json in it" if path.is_dir() else "no such folder"
         raise BundleError(f"{path} is no bundle ({what}): give a folder that `saccade export` wrote") from None
     except (OSError, ValueError, RecursionError) as error:

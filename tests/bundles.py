@@ -77,7 +77,7 @@ def random_captioner() -> tuple[Captioner, EncoderOptions, DecoderOptions]:
             initial.weight *= 8
             initial.bias.copy_(-initial.weight @ mean)
         decoder.gates_from_context.weight *= 4
-        decoder.gates_from_embedding.bias -= decoder.gates_from_context.weight @ mean / 2
+        decoder.gates_from_embedding.bias.sub_(decoder.gates_from_context.weight @ mean / 2)
         decoder.embedding.weight *= 10
         decoder.attention.energy.weight *= 10
         decoder.output.weight *= 8

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bundles import tiny_bundle, tiny_checkpoint
+
+__all__ = ["tiny_bundle", "tiny_checkpoint"]  # fixtures that every test module may ask for
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -173,8 +173,9 @@ def _features(architecture: str, width: int, *, without_last_pool: bool = False)
 class Compact(nn.Sequential):
     """A small residual network for training from scratch: a grid of 1/8 of the image's side, 128 wide.
 
-    Two channels with the place of each cell enter before the last stage: without them a small network trained from
-    scratch learns "left of" slowly, from the padding alone.
+    Two channels with the place of each cell enter before the last stage, and are the last two of every annotation: the
+    context then holds where the model looks, and "left of" is a difference of two numbers. Trained from scratch, a
+    network without them has to learn where things are from the padding alone.
     """
 
     def __init__(self) -> None:
@@ -182,8 +183,9 @@ class Compact(nn.Sequential):
         self.stem = nn.Sequential(
             _conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 96, stride=2)
         )
-        self.place = Place()
-        self.stage = nn.Sequential(_conv(98, 128), Residual(128), Residual(128))
+        self.enter_place = Place()
+        self.stage = nn.Sequential(_conv(98, 128), Residual(128), Residual(128), nn.Conv2d(128, 126, 1))
+        self.leave_place = Place()
 
 
 class Residual(nn.Module):
