@@ -1,12 +1,12 @@
 # make demo    caption the shipped images with the shipped bundle (installs the light CPU extra, no torch)
 # make test    everything CI runs: linters, types, import rules, tests
-# make lint / make format / make gpu-check / make lock
+# make lint / make format / make docs / make gpu-check / make lock
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format gpu-check lock clean
+.PHONY: demo test lint format docs gpu-check lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-cpu
@@ -27,6 +27,9 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed-dev
+	$(BIN)/python -m tests.cli_reference
 
 # On a machine with an NVIDIA GPU, in an environment that has the extras train, export and gpu: make gpu-check PYTHON=python3
 gpu-check:

@@ -15,9 +15,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--references", required=True, type=_file, help="COCO captions file; images are matched by file name.")
-@click.option(
-    "--scenes", type=_file, help="scenes.json of `saccade scenes`: score objects, relations, attention."
-)
+@click.option("--scenes", type=_file, help="scenes.json of `saccade scenes`: score objects, relations, attention.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def score(results: Path, references: Path, scenes: Path | None, as_json: bool) -> None:
     """Score RESULTS, a folder that `saccade caption --out` wrote, against reference captions.

@@ -20,7 +20,6 @@ from saccade.bundle import Bundle
 from saccade.errors import ConfigError, ImageError
 from saccade.preprocessing import load_image
 from saccade.search import Hypothesis, SearchOptions, search
-from saccade.vocabulary import detokenise
 
 _Loaded = tuple[Path, NDArray[np.uint8] | ImageError]
 
@@ -124,14 +123,13 @@ class Captioner:
 
     def _record(self, path: Path, hypotheses: Sequence[Hypothesis]) -> Record:
         best, vocabulary = hypotheses[0], self.bundle.vocabulary
-        words = vocabulary.decode(best.tokens)
         dimensions = self.bundle.manifest.dimensions
         return Record(
             path=str(path),
-            caption=detokenise(words),
+            caption=vocabulary.sentence(best.tokens),
             score=best.score,
             tokens=best.tokens,
-            words=words,
+            words=vocabulary.decode(best.tokens),
             truncated=best.truncated,
             alternatives=tuple(
                 Alternative(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from engine.doctor import diagnose
 from engine.gallery import write_gallery
 from engine.inspection import describe
 from engine.records import Failure, Record
-from engine.results import RUN, read_failures, read_records, read_run
+from engine.results import read_failures, read_records, read_run
 from engine.run import run
 from engine.sources import find_images
 from saccade.bundle import Bundle
@@ -69,21 +68,21 @@ def caption(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    r"""Caption images: files, and folders with everything below them.
+    """Caption images: files, and folders with everything below them.
 
     Results go to --out in parts that are complete or absent; the same command continues where an earlier one stopped.
     An image that cannot be read is recorded with its reason and never stops a run.
 
     \b
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 done with more failures than --max-failures, 130 interrupted.
-    """
+    """  # noqa: D301 - \b is for click: it keeps the lines of a paragraph
     reporter = Reporter(quiet=quiet)
     opened = Bundle.open(bundle)
     options = CaptionOptions(
         search=SearchOptions(
             beam=beam,
             n_best=n_best,
-            max_length=max_length or opened.manifest.max_length,
+            max_length=opened.manifest.max_length if max_length is None else max_length,
             min_length=min_length,
             length_penalty=length_penalty,
             suppress_unk=suppress_unk,
@@ -114,9 +113,9 @@ def _print_captions(captioner: Captioner, paths: tuple[Path, ...]) -> int:
 def _write_captions(
     captioner: Captioner, paths: tuple[Path, ...], out: Path, *, show: bool, overwrite: bool, reporter: Reporter
 ) -> int:
-    if overwrite and (out / RUN).is_file():
-        shutil.rmtree(out)
-    summary = run(captioner, paths, out, reporter=reporter, show=_print if show else lambda _: None)
+    summary = run(
+        captioner, paths, out, overwrite=overwrite, reporter=reporter, show=_print if show else lambda _: None
+    )
     rate = summary.captioned_now / max(summary.seconds, 1e-9)
     earlier = summary.totals.captioned - summary.captioned_now
     reporter.say(
@@ -140,7 +139,7 @@ def _print(result: Record | Failure) -> None:
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RESULTS/gallery.html]"
 )
 @click.option("--title", help="Heading of the page.  [default: the name of the folder]")
-@click.option("--limit", type=int, help="Show the first N images only.")
+@click.option("--limit", type=click.IntRange(min=0), help="Show the first N images only.")
 def gallery(results: Path, out: Path | None, title: str | None, limit: int | None) -> None:
     """Make one HTML page of RESULTS, a folder that `saccade caption --out` wrote.
 

@@ -49,7 +49,7 @@ def diagnose(bundle: Bundle | None = None) -> Report:
     """
     installed = {name: _version(name) for name in PACKAGES}
     states = {name: _try_backend(name, bundle) for name in BACKENDS}
-    console = Console(width=110, highlight=False)
+    console = Console(width=110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(
             f"Python {platform.python_version()} ({sys.executable}) on {platform.system()} {platform.machine()}, "
@@ -64,7 +64,7 @@ def diagnose(bundle: Bundle | None = None) -> Report:
             backends.add_row(name, state.text)
         console.print(backends)
         for line in _advice(installed, any(state.runs for state in states.values())):
-            console.print(f"! {line}", markup=False)
+            console.print(f"! {line}")
     return Report(capture.get().rstrip(), any(state.runs for state in states.values()))
 
 
@@ -103,6 +103,8 @@ def _try_backend(name: str, bundle: Bundle | None) -> _State:
             return _State(True, f"runs: {backend.description}")
     except SaccadeError as error:
         return _State(False, str(error))
+    except Exception as error:  # noqa: BLE001 - a broken runtime raises whatever it likes, and is to be told of
+        return _State(False, f"fails: {error}")
 
 
 def _advice(installed: dict[str, str | None], runs: bool) -> list[str]:

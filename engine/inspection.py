@@ -14,7 +14,7 @@ def describe(bundle: Bundle, *, as_json: bool = False) -> str:
     """A page for people, or the manifest as JSON, of an opened bundle."""
     if as_json:
         return json.dumps(manifest_as_json(bundle.manifest), ensure_ascii=False, indent=2)
-    console = Console(width=110, highlight=False)
+    console = Console(width=110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(_summary(bundle))
         for name, graph in bundle.manifest.graphs.items():
@@ -28,6 +28,7 @@ def describe(bundle: Bundle, *, as_json: bool = False) -> str:
 def _summary(bundle: Bundle) -> Table:
     manifest, sizes, spec = bundle.manifest, bundle.manifest.dimensions, bundle.manifest.preprocessing
     table = Table(show_header=False, box=None, title=str(bundle.path), title_justify="left")
+    table.add_column(style="bold")
     rows = {
         "model": f"{manifest.encoder} encoder, {manifest.attention} attention ({manifest.decode_mode} context)",
         "annotations": f"{sizes.rows} x {sizes.columns} places, {sizes.annotation_width} wide",
@@ -40,7 +41,7 @@ def _summary(bundle: Bundle) -> Table:
         "checks": "version, sizes and SHA-256 of every file, vocabulary: all right",
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(name, value)
     return table
 
 

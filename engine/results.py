@@ -6,22 +6,33 @@
     failures.jsonl         one line per image that could not be read
 
 A part without its marker never happened. Failures are appended before the marker, which says how many lines count.
+One run at a time may write to a folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.records import Failure, Record
 from saccade.errors import OutputError
 from saccade.files import write_atomically, write_json
+from saccade.structure import structure
 
 RUN, FAILURES = "run.json", "failures.jsonl"
+
+_PART = re.compile(r"part-(\d+)\.(jsonl|stats\.json)")
+_TEMPORARY = re.compile(rf"\.({re.escape(RUN)}|{re.escape(FAILURES)}|{_PART.pattern})\..+")
+"""What a write that was killed leaves behind."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +43,35 @@ class Totals:
     failed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """part-*.stats.json: what the part holds, and the failures in it and all parts before it."""
+
+    records: int
+    failures: int
+    failures_total: int
+
+
 class ResultsWriter:
     """Adds parts to a results folder, continuing after the last committed one.
 
     fingerprint : what must be equal for two runs to belong together
     details : what else run.json tells (versions, the options as they were given)
-    Raises OutputError where the folder holds another run's results.
+    overwrite : throw away the results that the folder holds; other files in it stay
+    Raises OutputError where the folder holds another run's results, or cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: Mapping[str, Any], details: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
         self.folder = folder
-        self._prepare(dict(fingerprint), dict(details))
-        parts = committed_parts(folder)
-        self._next_part = len(parts)
-        self._failures = parts[-1]["failures_total"] if parts else 0
-        self._captioned = sum(part["records"] for part in parts)
-        self._drop_uncommitted()
+        with _writing(folder):
+            self._prepare(dict(fingerprint), dict(details), overwrite)
+            parts = committed_parts(folder)
+            self._next_part = len(parts)
+            self._failures = parts[-1].failures_total if parts else 0
+            self._captioned = sum(part.records for part in parts)
+            self._drop_uncommitted()
 
     @property
     def totals(self) -> Totals:
@@ -61,7 +85,11 @@ class ResultsWriter:
         }
 
     def commit(self, results: Sequence[Record | Failure]) -> None:
-        """Write one part; it counts once this returns."""
+        """Write one part; it counts once this returns. Raises OutputError if it cannot be written."""
+        with _writing(self.folder):
+            self._commit(results)
+
+    def _commit(self, results: Sequence[Record | Failure]) -> None:
         records = [result for result in results if isinstance(result, Record)]
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
@@ -74,42 +102,49 @@ class ResultsWriter:
         self._failures += len(failures)
         self._captioned += len(records)
         self._next_part += 1
-        write_json(
-            self.folder / f"{name}.stats.json",
-            {"records": len(records), "failures": len(failures), "failures_total": self._failures},
-        )
+        marker = Marker(records=len(records), failures=len(failures), failures_total=self._failures)
+        write_json(self.folder / f"{name}.stats.json", asdict(marker))
 
-    def _prepare(self, fingerprint: dict[str, Any], details: dict[str, Any]) -> None:
+    def _prepare(self, fingerprint: dict[str, Any], details: dict[str, Any], overwrite: bool) -> None:
         run = self.folder / RUN
-        if run.is_file():
-            before = _read_json(run).get("fingerprint", {})
-            if before != fingerprint:
-                changed = sorted(k for k in fingerprint.keys() | before.keys() if fingerprint.get(k) != before.get(k))
+        if run.is_file() and not overwrite:
+            different = _differences(read_run(self.folder).get("fingerprint", {}), fingerprint)
+            if different:
                 raise OutputError(
-                    f"{self.folder} holds results of another run (different {', '.join(changed)}): "
+                    f"{self.folder} holds results of another run ({', '.join(different)}): "
                     "choose another --out, or start anew with --overwrite"
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise OutputError(f"{self.folder} is not empty and holds no results: choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not run.is_file() and any(not _TEMPORARY.fullmatch(file.name) for file in self.folder.iterdir()):
+            raise OutputError(f"{self.folder} is not empty and holds no results: choose another --out")
+        self._drop_parts(0)
         write_json(run, {"fingerprint": fingerprint} | details)
 
     def _drop_uncommitted(self) -> None:
-        orphan = self.folder / f"part-{self._next_part:05d}.jsonl"
-        orphan.unlink(missing_ok=True)
+        self._drop_parts(self._next_part)
+        for file in self.folder.iterdir():
+            if _TEMPORARY.fullmatch(file.name):
+                file.unlink()
         failures = self.folder / FAILURES
         if failures.is_file():
-            lines = failures.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
+            lines = failures.read_bytes().splitlines(keepends=True)
             if len(lines) > self._failures:
-                write_atomically(failures, "".join(lines[: self._failures]))
+                write_atomically(failures, b"".join(lines[: self._failures]).decode())
+
+    def _drop_parts(self, first: int) -> None:
+        """Remove parts from number `first` on, backwards and each after its marker: it may be killed at any point."""
+        for file in sorted(self.folder.glob("part-*"), reverse=True):
+            part = _PART.fullmatch(file.name)
+            if part and int(part[1]) >= first:
+                file.unlink()
 
 
-def committed_parts(folder: Path) -> list[dict[str, Any]]:
+def committed_parts(folder: Path) -> list[Marker]:
     """Commit markers in order, up to the first gap."""
-    markers: list[dict[str, Any]] = []
-    while (marker := folder / f"part-{len(markers):05d}.stats.json").is_file():
-        markers.append(_read_json(marker))
+    markers: list[Marker] = []
+    while (path := folder / f"part-{len(markers):05d}.stats.json").is_file():
+        markers.append(structure(_read_json(path), Marker, source=str(path), error=OutputError))
     return markers
 
 
@@ -117,44 +152,68 @@ def read_run(folder: Path) -> dict[str, Any]:
     """run.json. Raises OutputError where the folder holds no results."""
     if not (folder / RUN).is_file():
         raise OutputError(f"{folder} holds no results (no {RUN}): give a folder that `saccade caption --out` wrote")
-    return _read_json(folder / RUN)
+    values: dict[str, Any] = structure(
+        _read_json(folder / RUN), dict[str, Any], source=str(folder / RUN), error=OutputError
+    )
+    return values
 
 
 def read_records(folder: Path) -> Iterator[Record]:
     """Every committed record, in the order it was written."""
-    for number in range(len(committed_parts(folder))):
-        part = folder / f"part-{number:05d}.jsonl"
-        with _open(part) as file:
-            for line in file:
-                try:
-                    yield Record.from_json(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise OutputError(f"{part} is damaged ({error}): run again with --overwrite") from error
+    for number, marker in enumerate(committed_parts(folder)):
+        yield from _read_lines(folder / f"part-{number:05d}.jsonl", marker.records, Record.from_json)
 
 
 def read_failures(folder: Path) -> Iterator[Failure]:
     """Every committed failure."""
     parts = committed_parts(folder)
-    total = parts[-1]["failures_total"] if parts else 0
-    if total:
-        with _open(folder / FAILURES) as file:
-            for _, line in zip(range(total), file, strict=False):
-                yield Failure(**json.loads(line))
+    if parts and parts[-1].failures_total:
+        yield from _read_lines(folder / FAILURES, parts[-1].failures_total, lambda values: Failure(**values))
 
 
-def _open(path: Path) -> Any:
+def _read_lines(path: Path, count: int, parse: Callable[[Any], T]) -> Iterator[T]:
+    """The first `count` lines of a file, which has at least so many."""
+    found = 0
     try:
-        return path.open(encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read ({error.strerror}): run again with --overwrite") from error
+        with path.open(encoding="utf-8") as file:
+            for line in islice(file, count):
+                yield parse(json.loads(line))
+                found += 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{path} is damaged at line {found + 1} ({error}): run again with --overwrite") from error
+    if found < count:
+        raise OutputError(f"{path} is damaged: {found} lines, expected {count}: run again with --overwrite")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read as JSON ({error}): run again with --overwrite") from error
-    return value
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror}): free some space or choose another --out, "
+            "then run the same command again"
+        ) from error
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What is not equal in two nested objects, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        places = {f"{name}.{key}".lstrip("."): key for key in sorted(before.keys() | now.keys())}
+        return [text for place, key in places.items() for text in _differences(before.get(key), now.get(key), place)]
+    return [] if before == now else [f"{name} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ from engine.records import Failure, Record
 from engine.results import ResultsWriter, Totals
 from engine.sources import find_images
 from saccade import __version__
-from saccade.errors import OutputError
 from saccade.progress import Reporter
 
 PART_SIZE = 1000
@@ -36,18 +35,18 @@ def run(
     paths: Sequence[Path],
     folder: Path,
     *,
+    overwrite: bool = False,
     reporter: Reporter,
     show: Callable[[Record | Failure], None] = lambda _: None,
 ) -> Summary:
     """Caption every image that `folder` does not hold yet. `show` gets each result once it is committed.
 
-    Raises OutputError if nothing is found, or if the folder belongs to another run.
+    overwrite : throw away what `folder` holds
+    Raises DataError if nothing is found, and OutputError if the folder belongs to another run.
     """
-    writer = ResultsWriter(folder, _fingerprint(captioner), _details(captioner))
-    done = writer.done()
     images = list(find_images(paths))
-    if not images:
-        raise OutputError(f"no image found in {', '.join(map(str, paths))}")
+    writer = ResultsWriter(folder, _fingerprint(captioner), _details(captioner), overwrite=overwrite)
+    done = writer.done()
     waiting = [image for image in images if str(image) not in done]
     began, count, failed = time.monotonic(), 0, 0
     with reporter.task("captioning", len(waiting), unit="images") as progress:

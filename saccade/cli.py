@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments : as in `sys.argv[1:]`, which is the default
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is not UTF-8 comes out as it went in
+        # Captions are in any script, and a file name that is not UTF-8 comes out as it went in.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         sys.exit(root.main(arguments, standalone_mode=False))
     except SaccadeError as error:

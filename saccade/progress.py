@@ -26,7 +26,7 @@ class Reporter:
     """Shows tasks one after the other."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, emoji=False)
 
     def say(self, text: str) -> None:
         """One line, between tasks."""

@@ -46,6 +46,11 @@ class BackendEntry:
             raise BackendError(
                 f"{error.name} is not installed: pip install 'saccade[{self.extra}]', or choose another --backend"
             ) from error
+        except ImportError as error:
+            raise BackendError(
+                f"{self.package} is installed but does not import ({error}): pip install --force-reinstall "
+                f"'saccade[{self.extra}]', or choose another --backend"
+            ) from error
         return opener(bundle, threads=threads)
 
 

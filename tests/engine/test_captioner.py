@@ -1,0 +1,270 @@
+"""Every backend captions alike, whatever the batch, and an image that cannot be read is a result like any other."""
+
+import shutil
+import threading
+from collections.abc import Generator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import engine.captioner
+from engine.backends.base import BACKENDS, BackendEntry, open_backend
+from engine.captioner import Captioner, CaptionOptions
+from engine.records import Failure, Record
+from saccade.bundle import CHECKPOINT, Bundle
+from saccade.errors import BackendError, BundleError, ConfigError
+from saccade.preprocessing import PreprocessSpec, load_image
+from saccade.search import Hypothesis, SearchOptions
+from tests.bundles import MAX_LENGTH, SPEC, VOCABULARY, patchworks, save_patchworks
+
+PICTURES: NDArray[np.uint8] = patchworks(12, seed=1)
+
+
+def search_options(**options: float) -> SearchOptions:
+    return replace(SearchOptions(max_length=MAX_LENGTH), **options)  # type: ignore[arg-type]
+
+
+def hypotheses(
+    bundle: Path, pixels: NDArray[np.uint8] = PICTURES, *, backend: str = "ort", **options: float
+) -> list[list[Hypothesis]]:
+    opened = CaptionOptions(search=search_options(**options), attention=True, backend=backend)
+    with Captioner.open(bundle, opened) as captioner:
+        return captioner.caption_pixels(pixels)
+
+
+def records(bundle: Path, paths: list[Path], options: CaptionOptions | None = None) -> list[Record | Failure]:
+    with Captioner.open(bundle, options) as captioner:
+        return list(captioner.caption(paths))
+
+
+def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert [[one.tokens for one in image] for image in found] == [[one.tokens for one in image] for image in expected]
+    for a, b in zip(sum(found, []), sum(expected, []), strict=True):  # noqa: RUF017 - a dozen short lists
+        assert a.truncated == b.truncated
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+        assert a.alphas is not None
+        assert b.alphas is not None
+        assert a.alphas.shape == b.alphas.shape == (len(a.tokens), 16)
+        np.testing.assert_allclose(a.alphas, b.alphas, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(a.alphas.sum(axis=1), 1, rtol=0, atol=1e-5)
+
+
+def test_the_captions_are_worth_comparing(tiny_bundle: Path) -> None:
+    """Different pictures get different captions, finished and truncated ones, with and without `<unk>`."""
+    best = [found[0] for found in hypotheses(tiny_bundle)]
+    assert len({one.tokens for one in best}) >= 6
+    assert {one.truncated for one in best} == {True, False}
+    assert {VOCABULARY.unk in one.tokens for one in best} == {True, False}
+
+
+@pytest.mark.parametrize("beam", [1, 3, 5])
+def test_the_backends_caption_alike_and_look_at_the_same_places(tiny_bundle: Path, beam: int) -> None:
+    for n_best in {1, beam}:
+        expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam, n_best=n_best)
+        assert_same(hypotheses(tiny_bundle, backend="ort", beam=beam, n_best=n_best), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_caption_does_not_depend_on_the_images_beside_it(tiny_bundle: Path, backend: str) -> None:
+    together = hypotheses(tiny_bundle, backend=backend, n_best=3)
+    alone = [
+        found for picture in PICTURES for found in hypotheses(tiny_bundle, picture[None], backend=backend, n_best=3)
+    ]
+    assert_same(together, alone)
+    reversed_pictures = np.ascontiguousarray(PICTURES[::-1])
+    assert_same(hypotheses(tiny_bundle, reversed_pictures, backend=backend, n_best=3)[::-1], alone)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_records_do_not_depend_on_the_batch(tiny_bundle: Path, tmp_path: Path, batch: int) -> None:
+    """And come in the order of the paths, with unreadable images in between."""
+    paths = save_patchworks(tmp_path, 12)
+    paths[3].write_bytes(b"no image")
+    paths.insert(7, tmp_path / "absent.png")
+    found = records(tiny_bundle, paths, CaptionOptions(batch=batch, loaders=3))
+    assert [one.path for one in found] == [str(path) for path in paths]
+    assert [one.kind for one in found if isinstance(one, Failure)] == ["not_an_image", "missing"]
+    captions = [one for one in found if isinstance(one, Record)]
+    expected = [image[0] for image in hypotheses(tiny_bundle, np.delete(PICTURES, 3, axis=0))]
+    assert [one.tokens for one in captions] == [one.tokens for one in expected]
+    assert [one.score for one in captions] == pytest.approx([one.score for one in expected], abs=1e-4)
+
+
+def test_a_record_says_the_same_in_tokens_words_and_caption(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = CaptionOptions(search=search_options(n_best=3), attention=True)
+    for one in records(tiny_bundle, save_patchworks(tmp_path, 12), options):
+        assert isinstance(one, Record)
+        assert one.words == VOCABULARY.decode(one.tokens)
+        assert one.caption == VOCABULARY.sentence(one.tokens)
+        assert one.attention is not None
+        assert (one.attention.rows, one.attention.columns) == (4, 4)
+        assert len(one.attention.alphas) == len(one.words)
+        assert Record.from_json(one.as_json()) == replace(
+            one,
+            score=round(one.score, 6),
+            attention=replace(one.attention, alphas=tuple(tuple(round(a, 5) for a in r) for r in one.attention.alphas)),
+            alternatives=tuple(replace(other, score=round(other.score, 6)) for other in one.alternatives),
+        )
+
+
+def test_alternatives_are_the_other_hypotheses_best_first(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = save_patchworks(tmp_path, 12)
+    options = CaptionOptions(search=search_options(beam=5, n_best=4))
+    found, expected = records(tiny_bundle, paths, options), hypotheses(tiny_bundle, beam=5, n_best=4)
+    for one, image in zip(found, expected, strict=True):
+        assert isinstance(one, Record)
+        assert (one.tokens, *(other.tokens for other in one.alternatives)) == tuple(other.tokens for other in image)
+        assert [other.caption for other in one.alternatives] == [VOCABULARY.sentence(o.tokens) for o in image[1:]]
+        finished = [other.score for other in one.alternatives if not other.truncated]
+        assert finished == sorted(finished, reverse=True)
+        assert len(image) == 4
+        assert len({other.tokens for other in image}) == 4
+
+
+def test_attention_and_alternatives_are_left_out_unless_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    (one,) = records(tiny_bundle, save_patchworks(tmp_path, 1))
+    assert isinstance(one, Record)
+    assert one.attention is None
+    assert one.alternatives == ()
+    assert not {"attention", "alternatives"} & one.as_json().keys()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unk_can_be_banned(tiny_bundle: Path, backend: str) -> None:
+    plain = hypotheses(tiny_bundle, backend=backend)
+    without = hypotheses(tiny_bundle, backend=backend, suppress_unk=True)
+    assert any(VOCABULARY.unk in image[0].tokens for image in plain)
+    assert not any(VOCABULARY.unk in image[0].tokens for image in without)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lengths_are_kept_to(tiny_bundle: Path, backend: str) -> None:
+    for image in hypotheses(tiny_bundle, backend=backend, max_length=3, min_length=2):
+        assert 2 <= len(image[0].tokens) <= 3
+        assert image[0].truncated == (len(image[0].tokens) == 3)
+
+
+def test_the_maximum_length_of_the_bundle_is_the_default(tiny_bundle: Path) -> None:
+    with Captioner.open(tiny_bundle) as captioner:
+        assert captioner.search_options == SearchOptions(beam=3, max_length=MAX_LENGTH)
+
+
+def test_no_image_gives_no_result(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert records(tiny_bundle, []) == []
+    assert [type(one) for one in records(tiny_bundle, [tmp_path / "absent.jpg"])] == [Failure]
+
+
+def test_images_are_read_ahead_but_only_a_few(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their number, so many are in memory at most; reading stops when the caller stops."""
+    opened = count()
+
+    picture: NDArray[np.uint8] = PICTURES[0]
+
+    def load(path: Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
+        next(opened)
+        return picture
+
+    monkeypatch.setattr(engine.captioner, "load_image", load)
+    before = threading.active_count()
+    with Captioner.open(tiny_bundle, CaptionOptions(batch=2, loaders=2)) as captioner:
+        results = captioner.caption(Path(f"{index}.jpg") for index in count())
+        for _ in range(20):
+            next(results)
+        assert isinstance(results, Generator)
+        results.close()
+    assert next(opened) <= 20 + 2 + 4
+    assert threading.active_count() == before
+
+
+def test_a_photo_turned_by_exif_is_captioned_as_it_is_seen(tiny_bundle: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # to be seen, turn a quarter to the right
+    upright = Image.fromarray(PICTURES[0])
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.png", SPEC), load_image(tmp_path / "upright.png", SPEC))
+    turned, straight = records(tiny_bundle, [tmp_path / "turned.png", tmp_path / "upright.png"])
+    assert isinstance(turned, Record)
+    assert replace(turned, path=straight.path) == straight
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"threads": -1}, "threads must be 0 or more"),
+        ({"batch": 0, "loaders": -2}, "batch must be .*; loaders must be 0 or more"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, int], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        CaptionOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_backend_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="unknown backend 'abacus', choose auto, ort, pytorch"):
+        Captioner.open(tiny_bundle, CaptionOptions(backend="abacus"))
+
+
+def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        Captioner.open(tmp_path)
+
+
+def test_auto_takes_the_first_backend_that_works(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert open_backend("auto", bundle).description.startswith("ONNX Runtime ")
+    monkeypatch.setitem(BACKENDS, "ort", BackendEntry("engine.backends.absent", "onnxruntime", "cpu"))
+    assert open_backend("auto", bundle).description.startswith("PyTorch ")
+    monkeypatch.setitem(BACKENDS, "pytorch", BackendEntry("engine.backends.absent", "torch", "train"))
+    with pytest.raises(BackendError, match=r"no backend works here; ort: .*saccade\[cpu\].*; pytorch: .*\[train\]"):
+        open_backend("auto", bundle)
+
+
+def test_a_runtime_that_is_installed_but_broken_is_told_from_a_missing_one(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_backend.py").write_text("raise ImportError('libruntime.so.7: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = BackendEntry("broken_backend", "runtime", "cpu")
+    with pytest.raises(
+        BackendError, match=r"runtime is installed but does not import \(libruntime\.so\.7: .*reinstall"
+    ):
+        entry.open(Bundle.open(tiny_bundle), threads=0)
+
+
+@pytest.fixture
+def opened(tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    """A copy of the bundle to damage behind the back of its checks."""
+    return Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def test_a_graph_that_the_runtime_does_not_load_is_a_backend_error(opened: Bundle) -> None:
+    opened.graph("step").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* cannot load .*step\.onnx"):
+        open_backend("ort", opened)
+
+
+def test_weights_that_do_not_fit_are_a_backend_error(opened: Bundle) -> None:
+    (opened.path / CHECKPOINT).write_bytes(b"no weights")
+    with pytest.raises(BackendError, match=r"checkpoint\.safetensors does not fit the model"):
+        open_backend("pytorch", opened)
+
+
+def test_a_bundle_without_weights_tells_the_pytorch_backend_where_to_get_them(opened: Bundle) -> None:
+    files = {name: entry for name, entry in opened.manifest.files.items() if name != CHECKPOINT}
+    slim = replace(opened, manifest=replace(opened.manifest, files=files))
+    with pytest.raises(BackendError, match=r"exported without its weights.*--with-checkpoint"):
+        open_backend("pytorch", slim)
+
+
+def test_the_model_of_the_manifest_is_read_strictly(opened: Bundle) -> None:
+    model = {"encoder": opened.manifest.model["encoder"] | {"colour": 1}, "decoder": None}
+    odd = replace(opened, manifest=replace(opened.manifest, model=model))
+    with pytest.raises(BackendError, match="model of the manifest: unknown key colour"):
+        open_backend("pytorch", odd)
