@@ -69,7 +69,7 @@ def test_help_lists_the_subcommands_in_their_order(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
-def test_every_subcommand_has_help_that_says_what_the_list_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = call(capsys, name, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert f" {name} " in outcome.out.splitlines()[0]
