@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -17,10 +18,10 @@ import pytest
 from PIL import Image
 
 from engine.records import Failure, Record
-from engine.results import RUN, committed_parts, read_failures, read_records, read_run
+from engine.results import committed_parts, read_failures, read_records, read_run
 from saccade.bundle import MANIFEST
 from tests.bundles import patchworks, save_patchworks
-from tests.commands import COMMAND, Outcome, call, spawn
+from tests.commands import COMMAND, call, spawn
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 
@@ -131,10 +132,10 @@ def test_failures_end_with_3_unless_allowed(
     tiny_bundle: Path, mess: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], allowed: int | None, code: int
 ) -> None:
     options = [] if allowed is None else ["--max-failures", str(allowed)]
-    for out in ([], ["--out", tmp_path / "out"]):
-        assert call(capsys, "caption", mess, "--bundle", tiny_bundle, *options, *out).code == code
-    resumed = call(capsys, "caption", mess, "--bundle", tiny_bundle, *options, "--out", tmp_path / "out")
-    assert resumed.code == code  # the failures of the folder count, not only those of now
+    command = ("caption", mess, "--bundle", tiny_bundle, *options)
+    assert call(capsys, *command).code == code
+    assert call(capsys, *command, "--out", tmp_path / "out").code == code
+    assert call(capsys, *command, "--out", tmp_path / "out").code == code  # the folder's failures count, not today's
 
 
 def test_captions_go_to_stdout_and_failures_to_stderr(
@@ -168,10 +169,8 @@ def test_the_options_reach_the_search(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = (
-        ["--beam", "4", "--n-best", "2", "--max-length", "5", "--min-length", "2", "--length-penalty", "0.5", "--suppress-unk", "--attention"]
-    )
-    assert call(capsys, "caption", photos, "--bundle", tiny_bundle, "--out", out, *options).code == 0
+    options = "--beam 4 --n-best 2 --max-length 5 --min-length 2 --length-penalty 0.5 --suppress-unk --attention"
+    assert call(capsys, "caption", photos, "--bundle", tiny_bundle, "--out", out, *options.split()).code == 0
     assert read_run(out)["fingerprint"]["search"] == {
         "beam": 4,
         "n_best": 2,
@@ -276,8 +275,6 @@ def test_a_folder_without_images_is_an_error_and_leaves_nothing_behind(
 def test_impossible_options_are_one_line(
     tiny_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
 ) -> None:
-    import re
-
     outcome = call(capsys, "caption", photos, "--bundle", tiny_bundle, *options)
     assert re.search(problem, outcome.error)
     assert outcome.out == ""
@@ -296,7 +293,7 @@ def test_a_results_folder_that_is_not_one_is_refused(
 
 def odd_name(folder: Path) -> Path:
     """A picture whose name is not UTF-8, has markup, an emoji code and a percent sign."""
-    path = folder / os.fsdecode(b"caf\xe9 [/b] :fire: %s.png")
+    path = folder / os.fsdecode(b"caf\xe9 [b] :fire: %s.png")
     try:
         shutil.copy(folder / "00.png", path)
     except OSError:
@@ -308,11 +305,11 @@ def test_names_that_are_not_utf8_survive_captions_resumption_and_gallery(
     tiny_bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     path, bundle = odd_name(photos), Path(shutil.copytree(tiny_bundle, tmp_path / os.fsdecode(b"b\xfcndle")))
-    out = tmp_path / os.fsdecode(b"\xf6ut [/b] :fire:")
+    out = tmp_path / os.fsdecode(b"\xf6ut [b] :fire:")
     outcome = spawn("caption", photos, "--bundle", bundle, "--out", out, "--show")
     assert (outcome.code, len(outcome.out.splitlines())) == (0, 7)
     assert f"\n{path}\t" in f"\n{outcome.out}"
-    assert " [/b] :fire:: 7 captions, 0 failures" in outcome.err
+    assert " [b] :fire:: 7 captions, 0 failures" in outcome.err
     assert str(path) in paths_of(out)
     assert read_run(out)["bundle_path"] == str(bundle)
     again = spawn("caption", photos, "--bundle", bundle, "--out", out, "--show")
@@ -320,7 +317,7 @@ def test_names_that_are_not_utf8_survive_captions_resumption_and_gallery(
     gallery = spawn("gallery", out)
     assert (gallery.code, gallery.out) == (0, "")
     page = (out / "gallery.html").read_text("utf-8")
-    assert page.count('"missing"') == 0
+    assert "The image " not in page
     assert json.dumps(str(path))[1:-1] in page
 
 
@@ -332,7 +329,7 @@ def test_names_that_are_not_utf8_are_printed_as_they_are(tiny_bundle: Path, phot
 
 
 def test_a_reader_that_leaves_after_one_line_causes_no_traceback(tiny_bundle: Path, photos: Path) -> None:
-    for index in range(500):
+    for index in range(300):
         (photos / f"{index}.jpg").symlink_to(photos / "00.png")
     process = run_in_process("pass", "caption", photos, "--bundle", tiny_bundle, "--batch", "1", "--quiet")
     assert process.stdout is not None
@@ -345,10 +342,12 @@ def test_a_reader_that_leaves_after_one_line_causes_no_traceback(tiny_bundle: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_an_interrupted_run_exits_with_130_and_is_resumed(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
-    for index in range(1500):
+def test_an_interrupted_run_exits_with_130_and_is_resumed(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(300):
         (photos / f"{index}.jpg").symlink_to(photos / "00.png")
-    out, small_parts = tmp_path / "out", "import engine.run; engine.run.PART_SIZE = 25"
+    out, small_parts = tmp_path / "out", "import engine.run; engine.run.PART_SIZE = 10"
     command = ("caption", photos, "--bundle", tiny_bundle, "--out", out, "--batch", "1", "--quiet")
     process = run_in_process(small_parts, *command)
     while not (out / "part-00001.stats.json").exists():
@@ -359,10 +358,9 @@ def test_an_interrupted_run_exits_with_130_and_is_resumed(tiny_bundle: Path, pho
     assert (process.returncode, stdout) == (130, "")
     assert stderr.strip() == "saccade: interrupted"
     committed = len(committed_parts(out))
-    assert 2 <= committed < 60
-    resumed = Outcome(*(lambda p: (p.returncode, *p.communicate()))(run_in_process(small_parts, *command)))
+    assert 2 <= committed < 30
+    assert call(capsys, *command).code == 0
     assert Counter(paths_of(out)) == Counter(map(str, photos.iterdir()))
-    assert resumed.err == ""
 
 
 def test_a_bundle_is_shown_with_its_tensors_and_figures(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,15 +393,10 @@ def test_a_gallery_shows_the_results(
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"{out / 'gallery.html'}: 3 images\n"
     page = (out / "gallery.html").read_text("utf-8")
-    assert '"missing"' not in page  # relative paths are found from another folder
+    assert "The image is gone" not in page  # relative paths are found from another folder
     assert "too_large" in page
 
 
 def test_a_gallery_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no results (no run.json)" in call(capsys, "gallery", tmp_path).error
-    (tmp_path / RUN).write_text("{}")
-    assert (
-        call(capsys, "gallery", tmp_path).error
-        == f"{tmp_path / RUN}: 'geometry' is missing; 'working_directory' is missing"
-    )
     assert call(capsys, "gallery", tmp_path, "--limit", "-1").code == 2
