@@ -76,7 +76,9 @@ def caption(
     \b
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 done with more failures than --max-failures, 130 interrupted.
     """  # noqa: D301 - \b is for click: it keeps the lines of a paragraph
-    reporter = Reporter(quiet=quiet)
+    if out is None and (attention or show or overwrite or n_best > 1):
+        raise click.UsageError("--attention, --show, --overwrite and --n-best need --out: lines to stdout hold no more")
+    reporter = Reporter(quiet=quiet, plain=show)
     opened = Bundle.open(bundle)
     options = CaptionOptions(
         search=SearchOptions(

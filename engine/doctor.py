@@ -92,7 +92,7 @@ def _try_backend(name: str, bundle: Bundle | None) -> _State:
     if bundle is None:
         try:
             importlib.import_module(entry.module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             return _State(False, f"does not import: {error}; pip install 'saccade[{entry.extra}]'")
         return _State(True, "imports (give --bundle to see it run)")
     size = bundle.manifest.preprocessing.size

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from engine.records import Failure, Record
 from saccade.errors import OutputError
-from saccade.files import write_atomically, write_json
+from saccade.files import differences, write_atomically, write_json
 from saccade.structure import structure
 
 RUN, FAILURES = "run.json", "failures.jsonl"
@@ -108,7 +108,7 @@ class ResultsWriter:
     def _prepare(self, fingerprint: dict[str, Any], details: dict[str, Any], overwrite: bool) -> None:
         run = self.folder / RUN
         if run.is_file() and not overwrite:
-            different = _differences(read_run(self.folder).get("fingerprint", {}), fingerprint)
+            different = differences(read_run(self.folder).get("fingerprint", {}), fingerprint)
             if different:
                 raise OutputError(
                     f"{self.folder} holds results of another run ({', '.join(different)}): "
@@ -201,19 +201,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror}): free some space or choose another --out, "
             "then run the same command again"
         ) from error
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What is not equal in two nested objects, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        places = {f"{name}.{key}".lstrip("."): key for key in sorted(before.keys() | now.keys())}
-        return [text for place, key in places.items() for text in _differences(before.get(key), now.get(key), place)]
-    return [] if before == now else [f"{name} was {_short(before)}, is {_short(now)}"]
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else f"{text[:12]}..."
 
 
 def _line(value: Mapping[str, Any]) -> str:

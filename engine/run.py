@@ -45,7 +45,7 @@ def run(
     Raises DataError if nothing is found, and OutputError if the folder belongs to another run.
     """
     images = list(find_images(paths))
-    writer = ResultsWriter(folder, _fingerprint(captioner), _details(captioner), overwrite=overwrite)
+    writer = ResultsWriter(folder, _fingerprint(captioner, paths), _details(captioner), overwrite=overwrite)
     done = writer.done()
     waiting = [image for image in images if str(image) not in done]
     began, count, failed = time.monotonic(), 0, 0
@@ -71,12 +71,14 @@ def _take(
     return part
 
 
-def _fingerprint(captioner: Captioner) -> dict[str, Any]:
+def _fingerprint(captioner: Captioner, paths: Sequence[Path]) -> dict[str, Any]:
     return {
         "bundle": captioner.bundle.fingerprint,
         "preprocessing": captioner.bundle.manifest.preprocessing.fingerprint(),
         "search": asdict(captioner.search_options),
         "attention": captioner.options.attention,
+        # Elsewhere, the same relative path would be another image that counts as done.
+        "relative_to": None if all(path.is_absolute() for path in paths) else str(Path.cwd()),
     }
 
 

@@ -32,6 +32,7 @@ from saccade.bundle import (
     file_entries,
     manifest_as_json,
 )
+from saccade.errors import OutputError
 from saccade.files import staged_directory, write_json
 from saccade.preprocessing import PreprocessSpec, load_image
 from saccade.structure import unstructure
@@ -61,6 +62,8 @@ def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Ma
 
     Raises CheckpointError, ExportError, OutputError.
     """
+    if destination.exists() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+        raise OutputError(f"{destination} is not empty and is no bundle: choose another --out")
     checkpoint = load_checkpoint(source)
     images = _verification_images(checkpoint.description.preprocessing, options.images)
     with staged_directory(destination, overwrite=options.overwrite) as folder:

@@ -8,6 +8,7 @@
     ├── DataError            a data set is missing, empty or inconsistent
     ├── CheckpointError      a checkpoint is damaged or does not fit the model
     ├── BackendError         a runtime is missing or does not run what was asked
+    ├── DivergenceError      training no longer converges: the loss is not a number
     ├── ExportError          an exported graph does not compute what the model computes
     └── OutputError          a results folder is damaged or belongs to another run
 
@@ -50,6 +51,10 @@ class CheckpointError(SaccadeError):
 
 class BackendError(SaccadeError):
     """A runtime is not installed, or does not truly run where it was asked to."""
+
+
+class DivergenceError(SaccadeError):
+    """The loss of a training is no longer a number."""
 
 
 class ExportError(SaccadeError):

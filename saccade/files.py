@@ -89,3 +89,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What is not equal in two nested objects, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        places = {f"{name}.{key}".lstrip("."): key for key in sorted(before.keys() | now.keys())}
+        return [text for place, key in places.items() for text in differences(before.get(key), now.get(key), place)]
+    return [] if before == now else [f"{name} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."

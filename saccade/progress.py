@@ -25,8 +25,10 @@ class Update(Protocol):
 class Reporter:
     """Shows tasks one after the other."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
+        """`plain` gives lines on a terminal too: a bar would mix with what is written to stdout meanwhile."""
         self._console = Console(stderr=True, quiet=quiet, emoji=False)
+        self._plain = plain or not self._console.is_terminal
 
     def say(self, text: str) -> None:
         """One line, between tasks."""
@@ -35,7 +37,7 @@ class Reporter:
     @contextmanager
     def task(self, name: str, total: int | None, *, unit: str) -> Iterator[Update]:
         """Show progress towards `total` (None if unknown) with the rate in units per second and the time left."""
-        show = self._bar if self._console.is_terminal else self._lines
+        show = self._lines if self._plain else self._bar
         with show(name, total, unit) as update:
             yield update
 

@@ -91,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def read_description(folder: Path) -> Description:
     """checkpoint.json of a checkpoint folder."""
-    value = _read_json(folder / DESCRIPTION)
+    value = read_json(folder / DESCRIPTION)
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -120,7 +120,7 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
 
 def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_checkpoint` was given to resume from."""
-    return _read_tensors(folder / TRAINER_TENSORS), _read_json(folder / TRAINER_STATE)
+    return _read_tensors(folder / TRAINER_TENSORS), read_json(folder / TRAINER_STATE)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -128,13 +128,14 @@ def resolve_checkpoint(path: Path) -> Path:
     if (path / DESCRIPTION).is_file():
         return path
     if (path / "best.json").is_file():
-        return path / "checkpoints" / str(_read_json(path / "best.json")["checkpoint"])
+        return path / "checkpoints" / str(read_json(path / "best.json")["checkpoint"])
     raise CheckpointError(
         f"{path} is no checkpoint: expected a folder with {DESCRIPTION}, or a run of `saccade train` with best.json"
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file of a run. Raises CheckpointError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
@@ -28,11 +27,10 @@ def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: b
     Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an
     interrupted run after its last finished epoch. At the end the best epoch is scored on the test split.
     """
-    settings = load_config(config)
+    settings, chosen = load_config(config), _device(device)
     folder = out or Path("runs") / config.stem
-    if overwrite and (folder / "run.json").is_file():
-        shutil.rmtree(folder)
-    scores = Trainer(settings, folder, device=_device(device), reporter=Reporter(quiet=quiet)).run()
+    trainer = Trainer(settings, folder, device=chosen, reporter=Reporter(quiet=quiet))
+    scores = trainer.run(overwrite=overwrite)
     for name, value in scores.items():
         click.echo(f"{name}\t{value:.4f}")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saccade.errors import DivergenceError
 from saccade.vocabulary import Vocabulary
 from training.config import ConceptOptions, OptimisationOptions
 from training.data import Progress, Split
@@ -82,6 +83,8 @@ def pretrain_encoder(
             loss = (
                 F.binary_cross_entropy_with_logits(logits, targets[chosen].to(device), reduction="none").sum(1).mean()
             )
+            if not torch.isfinite(loss):
+                raise DivergenceError(f"pretraining diverged after {done} images: lower concepts.learning_rate")
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, optimisation.gradient_clip)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from saccade.errors import ConfigError
 from saccade.preprocessing import PreprocessSpec
+from saccade.search import SearchOptions
 from saccade.structure import structure
 from training.encoders import EncoderOptions
 from training.model import DecoderOptions
@@ -63,6 +64,10 @@ class VocabularyOptions:
 
     min_count: int = 5
     max_words: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1 or (self.max_words is not None and self.max_words < 1):
+            raise ConfigError(f"min_count and max_words must be at least 1, got {self.min_count}, {self.max_words}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,11 @@ class ValidationOptions:
     max_length: int = 40
     metric: Literal["CIDEr-D", "BLEU-4"] = "CIDEr-D"
     patience: int = 5
+
+    def __post_init__(self) -> None:
+        SearchOptions(beam=self.beam, max_length=self.max_length)  # raises on what the search would refuse later
+        if self.patience < 1:
+            raise ConfigError(f"patience must be at least 1, got {self.patience}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,8 +120,8 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
     architecture = name.partition("-")[0]
     weights = models.get_model_weights(architecture).DEFAULT
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except OSError as error:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the pretrained weights of {architecture} could not be downloaded ({error}): "
             "give the path of a safetensors file instead"

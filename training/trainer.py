@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from saccade import __version__
-from saccade.errors import ConfigError, OutputError, SaccadeError
-from saccade.files import write_json
+from saccade.errors import ConfigError, DivergenceError, OutputError
+from saccade.files import differences, write_atomically, write_json
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
 from saccade.structure import unstructure
@@ -30,6 +30,8 @@ from training.checkpoint import (
     load_checkpoint,
     load_trainer,
     load_weights,
+    read_description,
+    read_json,
     resolve_checkpoint,
     save_checkpoint,
 )
@@ -41,10 +43,6 @@ from training.losses import caption_loss
 from training.model import Captioner, build_captioner
 
 log = logging.getLogger(__name__)
-
-
-class DivergenceError(SaccadeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(slots=True)
@@ -73,9 +71,13 @@ class Trainer:
         self._reporter = reporter
         self._state = TrainerState()
 
-    def run(self) -> dict[str, float]:
-        """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split."""
-        resuming = self._prepare_folder()
+    def run(self, *, overwrite: bool = False) -> dict[str, float]:
+        """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split.
+
+        overwrite : throw away an earlier run in the folder
+        Raises ConfigError or OutputError where the folder holds another run, or something else.
+        """
+        resuming = self._prepare_folder(overwrite=overwrite)
         torch.manual_seed(self.config.optimisation.seed)
         train, validation, test = self._data()
         vocabulary = self._vocabulary(train)
@@ -86,7 +88,7 @@ class Trainer:
             weight_decay=self.config.optimisation.weight_decay,
         )
         if resuming:
-            self._resume(captioner, optimiser)
+            self._resume(captioner, optimiser, vocabulary)
         elif self.config.concepts.epochs:
             self._pretrain(captioner, train, vocabulary)
         metrics = _MetricsLog(self.folder, self._state.step)
@@ -104,25 +106,29 @@ class Trainer:
             )
             self._keep(captioner, optimiser, vocabulary)
             self._say(scores)
+        metrics.close()
         return self._score_best(test, search_options, grid)
 
-    def _prepare_folder(self) -> bool:
-        """Whether there is something to resume. Refuses a folder of another configuration."""
+    def _prepare_folder(self, *, overwrite: bool) -> bool:
+        """Whether there is something to resume. Refuses a folder of another configuration, or of something else."""
         run = {"config": unstructure(self.config)}
-        if not (self.folder / "run.json").is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise OutputError(f"{self.folder} is not empty and is no training run: choose another --out")
+        record = self.folder / "run.json"
+        before = read_json(record) if record.is_file() else {}
+        if "config" not in before and self.folder.exists() and any(self.folder.iterdir()):
+            raise OutputError(f"{self.folder} is not empty and is no training run: choose another --out")
+        if overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if not (self.folder / "latest.json").is_file():  # nothing of an earlier run is worth keeping
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "run.json", run | {"environment": _environment(self.device)})
+            write_json(record, run | {"environment": _environment(self.device)})
             return False
-        before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        changed = _differences(before["config"], run["config"])
+        changed = differences(before["config"], run["config"])
         if changed:
             raise ConfigError(
                 f"{self.folder} holds a run with another configuration ({', '.join(changed)}): "
                 "choose another --out, or start anew with --overwrite"
             )
-        return (self.folder / "latest.json").is_file()
+        return True
 
     def _data(self) -> tuple[Split, Split, Split]:
         data = self.config.data
@@ -238,11 +244,15 @@ class Trainer:
             overwrite=True,
         )
         write_json(self.folder / "latest.json", {"checkpoint": name})
-        if improved:
-            write_json(self.folder / "best.json", {"checkpoint": name, "score": score})
+        self._point_to_best()
         for old in (self.folder / "checkpoints").iterdir():
             if old.name not in (name, _checkpoint_name(state.best_epoch)):
                 shutil.rmtree(old)
+
+    def _point_to_best(self) -> None:
+        state = self._state
+        best = {"checkpoint": _checkpoint_name(state.best_epoch), "score": state.best_score}
+        write_json(self.folder / "best.json", best)
 
     def _describe(self, vocabulary: Vocabulary, scores: dict[str, float]) -> Description:
         return Description(
@@ -261,13 +271,18 @@ class Trainer:
             scores=scores,
         )
 
-    def _resume(self, captioner: Captioner, optimiser: torch.optim.Optimizer) -> None:
-        name = json.loads((self.folder / "latest.json").read_text(encoding="utf-8"))["checkpoint"]
-        folder = self.folder / "checkpoints" / name
+    def _resume(self, captioner: Captioner, optimiser: torch.optim.Optimizer, vocabulary: Vocabulary) -> None:
+        folder = self.folder / "checkpoints" / str(read_json(self.folder / "latest.json")["checkpoint"])
+        if read_description(folder).vocabulary != vocabulary.as_json():
+            raise ConfigError(
+                f"{folder} was trained on other words than the training split has now: the data or the version of "
+                "saccade changed; start anew with --overwrite"
+            )
         load_weights(captioner, folder)
         tensors, state = load_trainer(folder)
         self._state = TrainerState(**state)
         _restore_trainer(optimiser, tensors)
+        self._point_to_best()  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
 
     def _say(self, scores: dict[str, float]) -> None:
@@ -305,8 +320,8 @@ class _MetricsLog:
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -314,6 +329,9 @@ class _MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
 
 
 def _step_of(line: str) -> float:
@@ -343,17 +361,6 @@ def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
         moments.setdefault(int(number), {})[name] = tensor
     state = optimiser.state_dict()
     optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [
-            line
-            for key in keys
-            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
 from saccade.search import Decoding
+
+log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -46,7 +49,7 @@ class BackendEntry:
             raise BackendError(
                 f"{error.name} is not installed: pip install 'saccade[{self.extra}]', or choose another --backend"
             ) from error
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a shared library is missing or broken
             raise BackendError(
                 f"{self.package} is installed but does not import ({error}): pip install --force-reinstall "
                 f"'saccade[{self.extra}]', or choose another --backend"
@@ -73,7 +76,11 @@ def open_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
     reasons = []
     for candidate, entry in BACKENDS.items():
         try:
-            return entry.open(bundle, threads=threads)
+            backend = entry.open(bundle, threads=threads)
         except BackendError as error:
             reasons.append(f"{candidate}: {error}")
+            continue
+        for reason in reasons:
+            log.warning("not used: %s", reason)
+        return backend
     raise BackendError("no backend works here; " + "; ".join(reasons))

@@ -31,6 +31,8 @@ class PytorchBackend:
         if threads:
             torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # The reference is float32: convolutions would run in TF32 on a GPU otherwise.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.description = f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager"
         self._decoder = TorchDecoder(_captioner(bundle).to(device).eval(), bundle.vocabulary)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.errors import CheckpointError, ConfigError, OutputError
+from saccade.errors import CheckpointError, ConfigError, DivergenceError, OutputError
 from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
 from training.checkpoint import load_checkpoint
@@ -26,7 +26,7 @@ from training.config import (
 )
 from training.encoders import EncoderOptions
 from training.model import DecoderOptions
-from training.trainer import DivergenceError, Trainer
+from training.trainer import Trainer
 
 CONFIG = TrainingConfig(
     data=DataOptions(
@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     train(tmp_path / "run", replace(CONFIG, optimisation=replace(CONFIG.optimisation, epochs=1)))
-    with pytest.raises(ConfigError, match=re.escape("optimisation.epochs: 1 there, 2 now")):
+    with pytest.raises(ConfigError, match=re.escape("optimisation.epochs was 1, is 2")):
         train(tmp_path / "run")
 
 
