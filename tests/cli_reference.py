@@ -18,7 +18,8 @@ def reference() -> str:
 
 
 def _sections() -> Iterator[str]:
-    context = click.Context(root, info_name="saccade", terminal_width=100, max_content_width=100)
+    settings = dict(root.context_settings)
+    context = click.Context(root, info_name="saccade", terminal_width=100, max_content_width=100, **settings)
     yield _section("saccade", root.get_help(context))
     for name in SUBCOMMANDS:
         command = root.get_command(context, name)

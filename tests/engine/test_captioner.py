@@ -216,11 +216,16 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
         Captioner.open(tmp_path)
 
 
-def test_auto_takes_the_first_backend_that_works(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_first_backend_that_works_and_says_why_not_a_better_one(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert open_backend("auto", bundle).description.startswith("ONNX Runtime ")
+    assert caplog.messages == []
     monkeypatch.setitem(BACKENDS, "ort", BackendEntry("engine.backends.absent", "onnxruntime", "cpu"))
     assert open_backend("auto", bundle).description.startswith("PyTorch ")
+    (warning,) = caplog.messages
+    assert warning.startswith("not used: ort: engine.backends.absent is not installed: pip install 'saccade[cpu]'")
     monkeypatch.setitem(BACKENDS, "pytorch", BackendEntry("engine.backends.absent", "torch", "train"))
     with pytest.raises(BackendError, match=r"no backend works here; ort: .*saccade\[cpu\].*; pytorch: .*\[train\]"):
         open_backend("auto", bundle)

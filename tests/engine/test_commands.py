@@ -272,11 +272,39 @@ def test_a_folder_without_images_is_an_error_and_leaves_nothing_behind(
     ],
 )
 def test_impossible_options_are_one_line(
-    tiny_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
+    tiny_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    problem: str,
 ) -> None:
-    outcome = call(capsys, "caption", photos, "--bundle", tiny_bundle, *options)
+    outcome = call(capsys, "caption", photos, "--bundle", tiny_bundle, "--out", tmp_path / "out", *options)
     assert re.search(problem, outcome.error)
     assert outcome.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", ["--attention", "--show", "--overwrite", "--n-best 2"])
+def test_what_lines_on_stdout_cannot_hold_needs_a_results_folder(
+    tiny_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], options: str
+) -> None:
+    outcome = call(capsys, "caption", photos, "--bundle", tiny_bundle, *options.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "need --out" in outcome.err
+
+
+def test_the_same_relative_path_elsewhere_is_another_image(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(photos, tmp_path / "other"))
+    command = ("caption", ".", "--bundle", tiny_bundle, "--out", tmp_path / "out", "--quiet")
+    monkeypatch.chdir(photos)
+    assert call(capsys, *command).code == 0
+    monkeypatch.chdir(other)
+    assert "relative_to was" in call(capsys, *command).error
+    monkeypatch.chdir(photos)
+    assert call(capsys, *command).code == 0
 
 
 def test_a_results_folder_that_is_not_one_is_refused(

@@ -69,11 +69,13 @@ def test_nan_never_passes() -> None:
         require_tolerance({"annotations": 0.0, "keys": float("nan")}, 1e-4)
 
 
+@pytest.mark.slow
 def test_captions_of_the_graphs_equal_eager_pytorchs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    checkpoint, images = load_checkpoint(tiny_checkpoint), patchworks(64, seed=5)
+    """On a thousand images at every verified beam."""
+    checkpoint, images = load_checkpoint(tiny_checkpoint), patchworks(1000, seed=5)
     graphs = (OnnxGraph(tiny_bundle / "encoder.onnx"), OnnxGraph(tiny_bundle / "step.onnx"))
     assert compare_captions(checkpoint, *graphs, images) == {1: 0, 3: 0, 5: 0}
-    with pytest.raises(ExportError, match="2 of 64 at beam 3"):
+    with pytest.raises(ExportError, match="2 of 1000 at beam 3"):
         require_same_captions({1: 0, 3: 2, 5: 0}, len(images))
 
 

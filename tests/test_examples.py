@@ -1,0 +1,49 @@
+"""The shipped bundle and scenes: what the demonstration shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.scoring import score_results
+from engine.captioner import Captioner, CaptionOptions
+from engine.run import run
+from saccade.bundle import Bundle
+from saccade.progress import Reporter
+from saccade.structure import unstructure
+from training.config import load_config
+
+ROOT = Path(__file__).parent.parent
+BUNDLE, SCENES = ROOT / "examples/bundle", ROOT / "examples/scenes"
+
+
+def test_the_shipped_bundle_was_trained_by_the_shipped_configuration() -> None:
+    provenance = Bundle.open(BUNDLE).manifest.provenance
+    assert provenance["config"] == unstructure(load_config(ROOT / "configs/scenes-soft.toml"))
+
+
+def test_the_shipped_bundle_is_at_most_8_megabytes() -> None:
+    assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 8e6
+
+
+def test_the_shipped_scenes_are_none_that_was_trained_or_chosen_on() -> None:
+    data = load_config(ROOT / "configs/scenes-soft.toml").data
+    seeds = [int(file.stem) for file in (SCENES / "images").iterdir()]
+    assert len(seeds) == 24
+    assert not any(seed in split.seeds for seed in seeds for split in (data.train, data.validation, data.test))
+
+
+def test_the_demonstration_names_most_objects_and_looks_at_them(tmp_path: Path) -> None:
+    with Captioner.open(BUNDLE, CaptionOptions(attention=True)) as captioner:
+        run(captioner, [SCENES], tmp_path / "out", reporter=Reporter(quiet=True))
+    scores = score_results(tmp_path / "out", SCENES / "captions.json", SCENES / "scenes.json")
+    assert scores["object_f1"] > 0.75
+    assert scores["pointing_nouns"] > 0.75
+    assert scores["truncated"] == 0
+
+
+def test_the_readme_gives_the_scores_of_the_manifest() -> None:
+    scores = Bundle.open(BUNDLE).manifest.scores
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("object_f1", "relation_accuracy", "pointing_nouns"):
+        assert f"| {scores[f'test/{name}']:.3f} |" in readme
+    assert f"| {scores['test/BLEU-4']:.3f} / {scores['test/CIDEr-D']:.2f} |" in readme
