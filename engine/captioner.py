@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,8 @@ class CaptionOptions:
     batch : images encoded and searched together
     attention : keep the alphas of every word
     backend : "auto", or a name from `engine.backends.base.BACKENDS`
-    threads : for the arithmetic, 0 leaves it to the runtime; loaders : threads that read images, 0 for one a core
+    threads : for the arithmetic, 0 leaves it to the runtime
+    loaders : threads that read images; 0 for one a core, 8 at most
     """
 
     search: SearchOptions | None = None
@@ -74,9 +76,12 @@ class Captioner:
 
     def caption(self, images: Iterable[Path]) -> Iterator[Record | Failure]:
         """One result per image, in order. Images are read ahead in threads; memory does not grow with their number."""
-        loaders = self.options.loaders or os.cpu_count() or 1
-        with ThreadPoolExecutor(loaders, thread_name_prefix="saccade-load") as pool:
-            loads = self._load_ahead(pool, images, count=2 * max(loaders, self.options.batch))
+        loaders = self.options.loaders or min(8, os.cpu_count() or 1)  # each may hold one image at its native size
+        ahead = 2 * max(loaders, self.options.batch)
+        with (
+            ThreadPoolExecutor(loaders, thread_name_prefix="saccade-load") as pool,
+            closing(self._load_ahead(pool, images, count=ahead)) as loads,
+        ):
             while batch := list(islice(loads, self.options.batch)):
                 yield from self._caption_batch(batch)
 
@@ -92,7 +97,7 @@ class Captioner:
     def __exit__(self, *details: object) -> None:
         self.backend.__exit__(*details)
 
-    def _load_ahead(self, pool: ThreadPoolExecutor, paths: Iterable[Path], *, count: int) -> Iterator[_Loaded]:
+    def _load_ahead(self, pool: ThreadPoolExecutor, paths: Iterable[Path], *, count: int) -> Generator[_Loaded]:
         """Loaded images in order, at most `count` of them waiting."""
         waiting: deque[Future[_Loaded]] = deque()
         try:

@@ -74,7 +74,8 @@ def caption(
     An image that cannot be read is recorded with its reason and never stops a run.
 
     \b
-    Exit codes: 0 done, 1 error, 2 wrong usage, 3 done with more failures than --max-failures, 130 interrupted.
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 done with more failures than --max-failures,
+    130 interrupted, 143 terminated. What was captioned until then is kept.
     """  # noqa: D301 - \b is for click: it keeps the lines of a paragraph
     if out is None and (attention or show or overwrite or n_best > 1):
         raise click.UsageError("--attention, --show, --overwrite and --n-best need --out: lines to stdout hold no more")

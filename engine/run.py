@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from saccade import __version__
 from saccade.progress import Reporter
 
 PART_SIZE = 1000
-"""Results per part: what a crash can cost at most."""
+"""Results per part: what a power failure can cost at most. An interruption costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +47,29 @@ def run(
     writer = ResultsWriter(folder, _fingerprint(captioner, paths), _details(captioner), overwrite=overwrite)
     done = writer.done()
     waiting = [image for image in images if str(image) not in done]
-    began, count, failed = time.monotonic(), 0, 0
+    began, part = time.monotonic(), list[Record | Failure]()
+
+    def commit() -> None:
+        nonlocal part
+        results, part = part, []  # first, so that an interruption in the middle of a commit never repeats it
+        writer.commit(results)
+        for result in results:
+            show(result)
+
+    before = writer.totals
     with reporter.task("captioning", len(waiting), unit="images") as progress:
-        results = iter(captioner.caption(waiting))
-        while part := _take(results, progress, count, failed):
-            writer.commit(part)
-            count += len(part)
-            failed += sum(isinstance(result, Failure) for result in part)
-            for result in part:
-                show(result)
-    return Summary(writer.totals, count - failed, time.monotonic() - began)
-
-
-def _take(
-    results: Iterable[Record | Failure], progress: Callable[..., None], count: int, failed: int
-) -> list[Record | Failure]:
-    part = []
-    for result in islice(results, PART_SIZE):
-        part.append(result)
-        failed += isinstance(result, Failure)
-        progress(count + len(part), **({"failures": failed} if failed else {}))
-    return part
+        failed = 0
+        try:
+            for done_now, result in enumerate(captioner.caption(waiting), start=1):
+                part.append(result)
+                failed += isinstance(result, Failure)
+                progress(done_now, **({"failures": failed} if failed else {}))
+                if len(part) == PART_SIZE:
+                    commit()
+        finally:
+            if part:  # interrupted or not, what is captioned counts
+                commit()
+    return Summary(writer.totals, writer.totals.captioned - before.captioned, time.monotonic() - began)
 
 
 def _fingerprint(captioner: Captioner, paths: Sequence[Path]) -> dict[str, Any]:

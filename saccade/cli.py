@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +75,14 @@ def root() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds like an interruption, so that what is done is kept and temporary folders vanish."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when done, 1 on an error, 2 on wrong usage, 130 when interrupted.
 
@@ -82,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Captions are in any script, and a file name that is not UTF-8 comes out as it went in.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(root.main(arguments, standalone_mode=False))
     except SaccadeError as error:
@@ -93,3 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         click.echo("saccade: interrupted", err=True)
         sys.exit(130)
+    except Terminated:
+        click.echo("saccade: terminated", err=True)
+        sys.exit(143)

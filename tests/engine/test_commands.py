@@ -365,8 +365,18 @@ def test_a_reader_that_leaves_after_one_line_causes_no_traceback(tiny_bundle: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_an_interrupted_run_exits_with_130_and_is_resumed(
-    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [(signal.SIGINT, 130, "saccade: interrupted"), (signal.SIGTERM, 143, "saccade: terminated")],
+)
+def test_a_stopped_run_says_so_and_is_resumed(
+    tiny_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    code: int,
+    said: str,
 ) -> None:
     for index in range(300):
         (photos / f"{index}.jpg").symlink_to(photos / "00.png")
@@ -376,10 +386,10 @@ def test_an_interrupted_run_exits_with_130_and_is_resumed(
     while not (out / "part-00001.stats.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr.strip() == "saccade: interrupted"
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr.strip() == said
     committed = len(committed_parts(out))
     assert 2 <= committed < 30
     assert call(capsys, *command).code == 0
