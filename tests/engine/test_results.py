@@ -3,15 +3,21 @@
 import json
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import engine.results
+import engine.run
+from engine.captioner import Captioner, CaptionOptions
 from engine.records import Alternative, Attention, Failure, Record
 from engine.results import (
     FAILURES,
@@ -23,7 +29,10 @@ from engine.results import (
     read_records,
     read_run,
 )
+from engine.run import run
 from saccade.errors import OutputError
+from saccade.progress import Reporter
+from tests.bundles import save_patchworks
 
 FINGERPRINT = {"bundle": "b" * 64, "search": {"beam": 3, "max_length": 40}, "attention": False}
 INPUTS = tuple(f"photos/{index}.jpg" for index in range(8))
@@ -197,6 +206,68 @@ def test_a_resumption_may_be_killed_as_well(tmp_path: Path, monkeypatch: pytest.
     for folder in taken():
         caption_all(folder)
         assert_complete(folder)
+
+
+def run_inputs(captioner: Captioner, photos: list[Path], out: Path) -> None:
+    run(captioner, photos, out, reporter=Reporter(quiet=True))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file between `open` and `with`
+def test_interrupted_at_any_line_every_input_is_captioned_exactly_once(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption, unlike a kill, still commits what it can; nothing may come of it twice."""
+    monkeypatch.setattr(engine.run, "PART_SIZE", 2)
+    photos = save_patchworks(tmp_path / "photos", 3)
+    photos[1].write_bytes(b"")
+    watched = {engine.run.__file__, engine.results.__file__}
+    with Captioner.open(tiny_bundle, CaptionOptions(batch=1, loaders=1)) as captioner:
+        for instant in count():
+            out = tmp_path / str(instant)
+            interrupted = interrupt_at(instant, watched, partial(run_inputs, captioner, photos, out))
+            run_inputs(captioner, photos, out)
+            found: list[Record | Failure] = [*read_records(out), *read_failures(out)]
+            assert Counter(one.path for one in found) == Counter(map(str, photos)), f"interrupted at line {instant}"
+            if not interrupted:
+                break
+    assert instant > 100
+
+
+def interrupt_at(instant: int, watched: set[str], function: Callable[[], None]) -> bool:
+    """Call a function and interrupt it at the given line, counted in the watched files; False if it ended before."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in watched:
+            return None
+        if event == "line" and next(lines) == instant:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interruption_keeps_what_is_captioned(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Captioner, images: Iterable[Path]) -> Iterator[Record | Failure]:
+        yield from map(result, INPUTS[:4])
+        raise KeyboardInterrupt
+
+    photos = save_patchworks(tmp_path / "photos", 2)
+    monkeypatch.setattr(Captioner, "caption", interrupted)
+    with Captioner.open(tiny_bundle) as captioner, pytest.raises(KeyboardInterrupt):
+        run_inputs(captioner, photos, tmp_path / "out")
+    assert [one.path for one in read_records(tmp_path / "out")] == [f"photos/{index}.jpg" for index in (0, 1, 3)]
+    assert [one.path for one in read_failures(tmp_path / "out")] == ["photos/2.jpg"]
 
 
 def test_an_overwrite_killed_between_any_two_writes_can_be_repeated(
