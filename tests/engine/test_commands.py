@@ -380,7 +380,10 @@ def test_a_stopped_run_says_so_and_is_resumed(
 ) -> None:
     for index in range(300):
         (photos / f"{index}.jpg").symlink_to(photos / "00.png")
-    out, small_parts = tmp_path / "out", "import engine.run; engine.run.PART_SIZE = 10"
+    out = tmp_path / "out"
+    # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    small_parts = f"{heeded}; import engine.run; engine.run.PART_SIZE = 10"
     command = ("caption", photos, "--bundle", tiny_bundle, "--out", out, "--batch", "1", "--quiet")
     process = run_in_process(small_parts, *command)
     while not (out / "part-00001.stats.json").exists():
