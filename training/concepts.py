@@ -1,14 +1,17 @@
-"""Pretraining of an encoder on which words an image's captions use, in no order.
+"""Pretraining of an encoder on which words, and which pairs of words, an image's captions use.
 
 An encoder that starts from scratch learns little from the captioner's loss until the attention finds things, and the
 attention finds nothing until the encoder tells things apart. Words without their order break the circle: each place
 says how much it looks like each word, and the image has a word if some place does (multiple-instance learning as in
-Fang et al. 2015, "From captions to visual concepts and back"). No boxes are used. The head is thrown away afterwards.
+Fang et al. 2015, "From captions to visual concepts and back"). Pairs of near words teach what belongs together ("red",
+"star") and what stands next to something ("star", "left"). No boxes are used. The head is thrown away afterwards.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,31 +24,50 @@ from training.config import ConceptOptions, OptimisationOptions
 from training.data import Progress, Split
 from training.model import Captioner
 
+Concept = tuple[int, ...]
+"""The id of a word, or of two in the order of the sentence."""
+
 _WARMUP_STEPS = 100
 
 
 class ConceptHead(nn.Module):
-    """Word logits (B, V) of annotations (B, L, D): the odds of the places add up."""
+    """Concept logits (B, C) of annotations (B, L, D): the odds of the places add up."""
 
-    def __init__(self, annotation_width: int, words: int) -> None:
+    def __init__(self, annotation_width: int, concepts: int) -> None:
         super().__init__()
-        self.words = nn.Linear(annotation_width, words)
-        nn.init.constant_(self.words.bias, -8.0)  # the odds of some hundred places start near those of a rare word
+        self.concepts = nn.Linear(annotation_width, concepts)
+        nn.init.constant_(self.concepts.bias, -8.0)  # the odds of some hundred places start near those of a rare word
 
     def forward(self, values: Tensor) -> Tensor:
-        """Logits of each word being said of the image."""
-        logits: Tensor = self.words(values).float().logsumexp(dim=1)
+        """Logits of each concept being mentioned of the image."""
+        logits: Tensor = self.concepts(values).float().logsumexp(dim=1)
         return logits
 
 
-def concept_targets(split: Split, vocabulary: Vocabulary) -> Tensor:
-    """Share of an image's references that use each word: float32 (N, V), zero for the special tokens."""
-    targets = torch.zeros(len(split), len(vocabulary))
-    for row, references in zip(targets, split.captions, strict=True):
-        for words in references:
-            row[sorted(set(vocabulary.encode(words)))] += 1 / len(references)
-    targets[:, [vocabulary.pad, vocabulary.start, vocabulary.end, vocabulary.unk]] = 0
-    return targets
+def concept_targets(split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> tuple[list[Concept], Tensor]:
+    """The concepts, sorted, and the share of an image's references that mention each: float32 (N, C)."""
+    mentioned = [
+        [_mentioned(vocabulary.encode(words), options.pairs_within, vocabulary.unk) for words in references]
+        for references in split.captions
+    ]
+    images = Counter(concept for references in mentioned for concept in set().union(*references))
+    concepts = sorted(concept for concept, count in images.items() if count >= options.least_share * len(split))
+    columns = {concept: column for column, concept in enumerate(concepts)}
+    targets = torch.zeros(len(split), len(concepts))
+    for row, references in zip(targets, mentioned, strict=True):
+        for said in references:
+            row[[columns[concept] for concept in said if concept in columns]] += 1 / len(references)
+    return concepts, targets
+
+
+def _mentioned(caption: Sequence[int], pairs_within: int, unknown: int) -> set[Concept]:
+    words = {(word,) for word in caption}
+    pairs = {
+        (first, second)
+        for place, first in enumerate(caption)
+        for second in caption[place + 1 : place + 1 + pairs_within]
+    }
+    return {concept for concept in words | pairs if unknown not in concept}
 
 
 def pretrain_encoder(
@@ -62,10 +84,10 @@ def pretrain_encoder(
     Batch size, precision, gradient clip and seed are those of `optimisation`. The learning rate falls linearly to zero.
     """
     device = captioner.mean.device
-    head = ConceptHead(captioner.encoder.width, len(vocabulary)).to(device)
+    concepts, targets = concept_targets(split, vocabulary, options)
+    head = ConceptHead(captioner.encoder.width, len(concepts)).to(device)
     parameters = [*captioner.encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
-    targets = concept_targets(split, vocabulary)
     images = optimisation.batch_images
     steps = options.epochs * math.ceil(len(split) / images)
     schedule = torch.optim.lr_scheduler.LambdaLR(

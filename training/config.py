@@ -72,19 +72,26 @@ class VocabularyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptOptions:
-    """Pretraining of the encoder on the words of the captions without their order (`training.concepts`).
+    """Pretraining of the encoder on what the captions mention, not on how they say it (`training.concepts`).
 
     epochs : over the training split; 0 leaves it out
+    pairs_within : also learn pairs of words, the second at most so many places after the first; 0 is words alone
+    least_share : of the images whose captions must have a word or a pair for it to be learned
     """
 
     epochs: int = 0
     learning_rate: float = 3e-3
+    pairs_within: int = 0
+    least_share: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.learning_rate <= 0:
-            raise ConfigError(
-                f"epochs must be 0 or more and learning_rate above 0, got {self.epochs}, {self.learning_rate}"
-            )
+        problems = [f"{name} must be 0 or more" for name in ("epochs", "pairs_within") if getattr(self, name) < 0]
+        if self.learning_rate <= 0:
+            problems.append("learning_rate must be above 0")
+        if not 0 <= self.least_share < 1:
+            problems.append("least_share must be in [0, 1)")
+        if problems:
+            raise ConfigError("invalid concepts: " + "; ".join(problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,11 +171,12 @@ def _features(architecture: str, width: int, *, without_last_pool: bool = False)
 
 
 class Compact(nn.Sequential):
-    """A small residual network for training from scratch: a grid of 1/8 of the image's side, 128 wide.
+    """A small residual network for training from scratch: a grid of 1/16 of the image's side, 128 wide.
 
-    Two channels with the place of each cell enter before the last stage, and are the last two of every annotation: the
-    context then holds where the model looks, and "left of" is a difference of two numbers. Trained from scratch, a
-    network without them has to learn where things are from the padding alone.
+    An annotation has three parts: what is at its cell; what is around it, from a field as wide as the image, so that
+    the place of a thing can tell what is next to it; and where the cell is, in its last two channels, as "left of" may
+    also be a difference of two numbers. Trained from scratch, a network without the last has to learn where things are
+    from the padding alone.
     """
 
     def __init__(self) -> None:
@@ -184,8 +185,23 @@ class Compact(nn.Sequential):
             _conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 96, stride=2)
         )
         self.enter_place = Place()
-        self.stage = nn.Sequential(_conv(98, 128), Residual(128), Residual(128), nn.Conv2d(128, 126, 1))
+        self.detail = nn.Sequential(_conv(98, 128), Residual(128))
+        self.scales = _Side(
+            nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(128, 78, 1)),
+            nn.Sequential(_conv(128, 192, stride=2), Residual(192), Residual(192), nn.Conv2d(192, 48, 1)),
+        )
         self.leave_place = Place()
+
+
+class _Side(nn.Module):
+    """Networks side by side: each sees the same features, and their channels are joined."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([network(features) for network in self.networks], dim=1)
 
 
 class Residual(nn.Module):
@@ -233,4 +249,4 @@ _TRUNKS: dict[str, Callable[[], tuple[nn.Module, int]]] = {
     "vgg19": _features("vgg19", 512, without_last_pool=True),
     "mobilenet_v2": _features("mobilenet_v2", 1280),
 }
-"""By name: ResNets to layer4 (1/32) or layer3 (1/16), VGGs to conv5 (1/16), MobileNetV2 (1/32), compact (1/8)."""
+"""By name: ResNets to layer4 (1/32) or layer3 (1/16), VGGs to conv5 (1/16), MobileNetV2 (1/32), compact (1/16)."""

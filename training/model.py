@@ -19,6 +19,8 @@ class DecoderOptions:
 
     attention : "soft" takes the expected annotation as context (section 4.2 of the paper)
     nonlinearity : of the attention MLP
+    query : what the attention asks with: the previous hidden state (the paper, Eq. 4), which has not seen the previous
+        word yet, or that word as well
     gate : beta, the gating of the context: one number (the paper), one per channel, or none
     output : "deep" sees the previous word, the hidden state and the context (Eq. 7); "linear" the hidden state alone
     dropout : on embeddings, states and outputs, while training
@@ -26,6 +28,7 @@ class DecoderOptions:
 
     attention: Literal["soft"] = "soft"
     nonlinearity: Literal["tanh", "relu"] = "tanh"
+    query: Literal["hidden", "hidden+word"] = "hidden"
     gate: Literal["scalar", "vector", "none"] = "scalar"
     output: Literal["deep", "linear"] = "deep"
     attention_width: int = 512
@@ -66,9 +69,13 @@ class Attention(nn.Module):
         self.energy = nn.Linear(options.attention_width, 1, bias=False)  # a bias would cancel in the softmax
         self._activate = torch.tanh if options.nonlinearity == "tanh" else F.relu
 
-    def forward(self, hidden: Tensor, annotations: Annotations) -> tuple[Tensor, Tensor]:
-        """Context (B, K, D) and alphas (B, K, L) of K rows with states `hidden` (B, K, H) that share annotations."""
-        energies = self.energy(self._activate(annotations.keys[:, None] + self.query(hidden)[:, :, None])).squeeze(-1)
+    def forward(self, hidden: Tensor, asked: Tensor | None, annotations: Annotations) -> tuple[Tensor, Tensor]:
+        """Context (B, K, D) and alphas (B, K, L) of K rows with states `hidden` (B, K, H) that share annotations.
+
+        asked : (B, K, A), the previous words' part of the query, if they have one
+        """
+        query = self.query(hidden) if asked is None else self.query(hidden) + asked
+        energies = self.energy(self._activate(annotations.keys[:, None] + query[:, :, None])).squeeze(-1)
         alphas = energies.softmax(dim=-1)  # Eq. 5
         return alphas @ annotations.values, alphas  # soft attention: the expected annotation, Eq. 8
 
@@ -86,6 +93,9 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(words, embedding)
         # The affine map T of Eq. 1 in three parts: the embeddings' part is known for all time steps before the loop.
         self.gates_from_embedding = nn.Linear(embedding, 4 * hidden)
+        self.query_from_embedding = (
+            nn.Linear(embedding, options.attention_width, bias=False) if options.query == "hidden+word" else None
+        )
         self.gates_from_context = nn.Linear(annotation_width, 4 * hidden, bias=False)
         self.gates_from_hidden = nn.Linear(hidden, 4 * hidden, bias=False)
         beta_width = {"scalar": 1, "vector": annotation_width, "none": 0}[options.gate]
@@ -122,7 +132,8 @@ class Decoder(nn.Module):
         Returns logits (B, K, V), alphas (B, K, L) and the next state.
         """
         embedded = self.embedding(tokens)
-        context, alphas, state = self._advance(self.gates_from_embedding(embedded), state, annotations)
+        asked = self.query_from_embedding(embedded) if self.query_from_embedding else None
+        context, alphas, state = self._advance(self.gates_from_embedding(embedded), asked, state, annotations)
         return self._logits(embedded, state.hidden, context), alphas, state
 
     def teacher_forced(self, tokens: Tensor, mask: Tensor, annotations: Annotations) -> tuple[Tensor, Tensor]:
@@ -136,8 +147,10 @@ class Decoder(nn.Module):
         hidden, cell = self.initial_state(annotations.values)
         state = DecoderState(*(part[:, None].expand(-1, tokens.shape[1], -1) for part in (hidden, cell)))
         hiddens, contexts, alphas = [], [], []
-        for gates in self.gates_from_embedding(embedded).unbind(dim=2):
-            context, alpha, state = self._advance(gates, state, annotations)
+        gates = self.gates_from_embedding(embedded).unbind(dim=2)
+        asked = self.query_from_embedding(embedded).unbind(dim=2) if self.query_from_embedding else [None] * len(gates)
+        for gate, ask in zip(gates, asked, strict=True):
+            context, alpha, state = self._advance(gate, ask, state, annotations)
             hiddens.append(state.hidden)
             contexts.append(context)
             alphas.append(alpha)
@@ -145,9 +158,9 @@ class Decoder(nn.Module):
         return self._logits(embedded[mask], hidden, context), torch.stack(alphas, dim=2)
 
     def _advance(
-        self, gates_from_embedding: Tensor, state: DecoderState, annotations: Annotations
+        self, gates_from_embedding: Tensor, asked: Tensor | None, state: DecoderState, annotations: Annotations
     ) -> tuple[Tensor, Tensor, DecoderState]:
-        context, alphas = self.attention(state.hidden, annotations)
+        context, alphas = self.attention(state.hidden, asked, annotations)
         if self.beta is not None:
             context = torch.sigmoid(self.beta(state.hidden)) * context  # section 4.2.1
         gates = gates_from_embedding + self.gates_from_context(context) + self.gates_from_hidden(state.hidden)

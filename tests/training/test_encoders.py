@@ -15,7 +15,7 @@ from training.encoders import Encoder, EncoderOptions, encoder_names
 @pytest.mark.parametrize("name", encoder_names())
 def test_every_encoder_gives_the_grid_and_width_it_promises(name: str) -> None:
     """Built without storage: only shapes are computed."""
-    stride = 8 if name == "compact" else 16 if "layer3" in name or name.startswith("vgg") else 32
+    stride = 16 if name == "compact" or "layer3" in name or name.startswith("vgg") else 32
     with torch.device("meta"):
         encoder = Encoder(EncoderOptions(name=name)).eval()
         annotations = encoder(torch.empty(2, 3, 64, 64))
@@ -26,7 +26,7 @@ def test_pooling_gives_the_grid_asked_for() -> None:
     encoder = Encoder(EncoderOptions(name="compact", grid=5)).eval()
     assert encoder.grid(48) == (5, 5)
     assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, 25, 128)
-    assert Encoder(EncoderOptions(name="compact")).grid(48) == (6, 6)
+    assert Encoder(EncoderOptions(name="compact")).grid(48) == (3, 3)
 
 
 def reference_input() -> torch.Tensor:
