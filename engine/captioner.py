@@ -65,7 +65,9 @@ class Captioner:
         self.bundle = bundle
         self.backend = backend
         self.options = options
-        self.search_options = options.search or SearchOptions(max_length=bundle.manifest.max_length)
+        self.search_options = options.search or SearchOptions(
+            max_length=bundle.manifest.max_length, decode_mode=bundle.manifest.decode_mode
+        )
 
     @classmethod
     def open(cls, bundle: Bundle | Path | str, options: CaptionOptions | None = None) -> Captioner:
@@ -87,7 +89,7 @@ class Captioner:
 
     def caption_pixels(self, pixels: NDArray[np.uint8]) -> list[list[Hypothesis]]:
         """Hypotheses, best first, of preprocessed images, uint8 (B, S, S, 3)."""
-        decoding = self.backend.begin(pixels, beam=self.search_options.beam, with_alphas=self.options.attention)
+        decoding = self.backend.begin(pixels, self.search_options, with_alphas=self.options.attention)
         return search(decoding, self.bundle.vocabulary, self.search_options)
 
     def __enter__(self) -> Self:

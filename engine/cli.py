@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -17,6 +18,7 @@ from engine.results import read_failures, read_records, read_run
 from engine.run import run
 from engine.sources import find_images
 from saccade.bundle import Bundle
+from saccade.glimpses import DecodeMode
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
 
@@ -39,6 +41,12 @@ _bundle_type = click.Path(path_type=Path)
 @click.option("--min-length", default=0, show_default=True, help="Shortest caption in words.")
 @click.option("--length-penalty", default=0.0, show_default=True, help="a of score / length^a.")
 @click.option("--suppress-unk", is_flag=True, help="Never write <unk>.")
+@click.option(
+    "--decode-mode",
+    type=click.Choice(get_args(DecodeMode)),
+    help="Where hard attention looks.  [default: the bundle's]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of --decode-mode sample.")
 @click.option("--batch", default=16, show_default=True, help="Images encoded and searched together.")
 @click.option(
     "--backend", default="auto", show_default=True, type=click.Choice(["auto", *BACKENDS]), help="What runs the graphs."
@@ -61,6 +69,8 @@ def caption(
     min_length: int,
     length_penalty: float,
     suppress_unk: bool,
+    decode_mode: DecodeMode | None,
+    seed: int,
     batch: int,
     backend: str,
     threads: int,
@@ -89,6 +99,8 @@ def caption(
             min_length=min_length,
             length_penalty=length_penalty,
             suppress_unk=suppress_unk,
+            decode_mode=decode_mode or opened.manifest.decode_mode,
+            seed=seed,
         ),
         batch=batch,
         attention=attention,

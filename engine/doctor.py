@@ -98,8 +98,9 @@ def _try_backend(name: str, bundle: Bundle | None) -> _State:
     size = bundle.manifest.preprocessing.size
     try:
         with entry.open(bundle, threads=0) as backend:
-            decoding = backend.begin(np.zeros((1, size, size, 3), np.uint8), beam=1, with_alphas=False)
-            search(decoding, bundle.vocabulary, SearchOptions(beam=1, max_length=2))
+            options = SearchOptions(beam=1, max_length=2)
+            decoding = backend.begin(np.zeros((1, size, size, 3), np.uint8), options, with_alphas=False)
+            search(decoding, bundle.vocabulary, options)
             return _State(True, f"runs: {backend.description}")
     except SaccadeError as error:
         return _State(False, str(error))

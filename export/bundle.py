@@ -32,8 +32,9 @@ from saccade.bundle import (
     file_entries,
     manifest_as_json,
 )
-from saccade.errors import OutputError
+from saccade.errors import ExportError, OutputError
 from saccade.files import staged_directory, write_json
+from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec, load_image
 from saccade.structure import unstructure
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -47,11 +48,13 @@ class ExportOptions:
     """How a bundle is written.
 
     with_checkpoint : put the weights in as well, so that the PyTorch reference can run from the bundle
+    decode_mode : of hard attention, the default of the search
     tolerance : largest absolute difference from eager PyTorch that passes
     images : real images to verify with, beside generated scenes
     """
 
     with_checkpoint: bool = True
+    decode_mode: DecodeMode = "expected"
     tolerance: float = TOLERANCE
     images: tuple[Path, ...] = ()
     overwrite: bool = False
@@ -65,6 +68,9 @@ def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Ma
     if destination.exists() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
         raise OutputError(f"{destination} is not empty and is no bundle: choose another --out")
     checkpoint = load_checkpoint(source)
+    attention = checkpoint.captioner.decoder.options.attention
+    if attention != "hard" and options.decode_mode != "expected":
+        raise ExportError(f'decode mode "{options.decode_mode}" is for hard attention; {source} has "{attention}"')
     images = _verification_images(checkpoint.description.preprocessing, options.images)
     with staged_directory(destination, overwrite=options.overwrite) as folder:
         graphs = {
@@ -78,12 +84,18 @@ def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Ma
         write_json(folder / VOCABULARY, checkpoint.vocabulary.as_json())
         if options.with_checkpoint:
             save_file({n: t.contiguous() for n, t in checkpoint.captioner.state_dict().items()}, folder / CHECKPOINT)
-        manifest = _manifest(checkpoint, graphs, errors, folder)
+        manifest = _manifest(checkpoint, options.decode_mode, graphs, errors, folder)
         write_json(folder / MANIFEST, manifest_as_json(manifest))
     return manifest
 
 
-def _manifest(checkpoint: Checkpoint, graphs: dict[str, GraphSpec], errors: dict[str, float], folder: Path) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint,
+    decode_mode: DecodeMode,
+    graphs: dict[str, GraphSpec],
+    errors: dict[str, float],
+    folder: Path,
+) -> Manifest:
     description, decoder = checkpoint.description, checkpoint.captioner.decoder.options
     rows, columns = checkpoint.captioner.encoder.grid(description.preprocessing.size)
     vocabulary = checkpoint.vocabulary
@@ -92,7 +104,7 @@ def _manifest(checkpoint: Checkpoint, graphs: dict[str, GraphSpec], errors: dict
         format_version=FORMAT_VERSION,
         encoder=description.encoder.name,
         attention=decoder.attention,
-        decode_mode="expected",
+        decode_mode=decode_mode,
         dimensions=Dimensions(
             rows=rows,
             columns=columns,

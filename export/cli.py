@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from export.bundle import ExportOptions, export_bundle
 from export.verification import BEAMS, TOLERANCE
+from saccade.glimpses import DecodeMode
 
 
 @click.command()
@@ -29,16 +31,35 @@ from export.verification import BEAMS, TOLERANCE
 @click.option(
     "--tolerance", default=TOLERANCE, show_default=True, help="Largest absolute difference from PyTorch that passes."
 )
+@click.option(
+    "--decode-mode",
+    default="expected",
+    show_default=True,
+    type=click.Choice(get_args(DecodeMode)),
+    help="Where hard attention looks unless `saccade caption` is told otherwise.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 def export(
-    checkpoint: Path, out: Path, with_checkpoint: bool, images: tuple[Path, ...], tolerance: float, overwrite: bool
+    checkpoint: Path,
+    out: Path,
+    with_checkpoint: bool,
+    images: tuple[Path, ...],
+    tolerance: float,
+    decode_mode: DecodeMode,
+    overwrite: bool,
 ) -> None:
     """Turn CHECKPOINT into a bundle.
 
     CHECKPOINT is a checkpoint folder, or the folder of a training run, whose best epoch is then taken. Both ONNX graphs
     are compared with eager PyTorch before the bundle appears; the errors found go into its manifest.
     """
-    options = ExportOptions(with_checkpoint=with_checkpoint, tolerance=tolerance, images=images, overwrite=overwrite)
+    options = ExportOptions(
+        with_checkpoint=with_checkpoint,
+        tolerance=tolerance,
+        images=images,
+        decode_mode=decode_mode,
+        overwrite=overwrite,
+    )
     manifest = export_bundle(checkpoint, out, options)
     for name, error in manifest.errors.items():
         click.echo(f"{name}\t{error:.2e}")

@@ -18,10 +18,10 @@ from training.checkpoint import Checkpoint
 from training.graphs import (
     ENCODER_INPUTS,
     ENCODER_OUTPUTS,
-    STEP_INPUTS,
     STEP_OUTPUTS,
     EncoderGraph,
     StepGraph,
+    step_inputs,
 )
 
 OPSET = 20
@@ -43,6 +43,7 @@ def export_encoder(checkpoint: Checkpoint, path: Path) -> GraphSpec:
 
 def export_step(checkpoint: Checkpoint, path: Path) -> GraphSpec:
     """Write step.onnx; the numbers of images and of rows per image vary."""
+    decoder = checkpoint.captioner.decoder
     varying = {
         "annotations": (IMAGES,),
         "keys": (IMAGES,),
@@ -52,12 +53,15 @@ def export_step(checkpoint: Checkpoint, path: Path) -> GraphSpec:
         "scores": (IMAGES, BEAM),
         "slots": (IMAGES,),
         "word_bias": (),
+        "noise": (IMAGES, BEAM),
+        "sampled": (IMAGES,),
     }
+    names = step_inputs(decoder)
     return _export(
-        StepGraph(checkpoint.captioner.decoder, end=checkpoint.vocabulary.end).eval(),
+        StepGraph(decoder, end=checkpoint.vocabulary.end).eval(),
         example_step_inputs(checkpoint, images=2, beam=3),
-        varying,
-        (STEP_INPUTS, STEP_OUTPUTS),
+        {name: varying[name] for name in names},
+        (names, STEP_OUTPUTS),
         path,
     )
 
@@ -72,7 +76,7 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     with torch.inference_mode():
         keys = decoder.annotate(values).keys.clone()
     tokens = torch.randint(0, words, (images, beam))
-    return {
+    inputs = {
         "annotations": values,
         "keys": keys,
         "tokens": tokens.masked_fill(tokens == checkpoint.vocabulary.end, checkpoint.vocabulary.start),
@@ -81,7 +85,10 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
         "scores": -torch.rand(images, beam) * 10,
         "slots": torch.full((images,), beam),
         "word_bias": torch.zeros(words),
+        "noise": -torch.empty(images, beam, rows * columns).exponential_().log(),  # Gumbel
+        "sampled": torch.rand(images) < 0.5,
     }
+    return {name: inputs[name] for name in step_inputs(decoder)}
 
 
 def _export(

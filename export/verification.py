@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from export.graphs import example_step_inputs
 from saccade.errors import ExportError
-from saccade.search import Arrays, HostDecoding, SearchOptions, search
+from saccade.glimpses import DecodeMode
+from saccade.search import Arrays, HostDecoding, SearchOptions, glimpses_of, search
 from training.checkpoint import Checkpoint
 from training.decoding import TorchDecoder
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, StepGraph
@@ -82,26 +84,31 @@ def require_tolerance(errors: dict[str, float], tolerance: float) -> None:
 
 def compare_captions(
     checkpoint: Checkpoint, encoder: OnnxGraph, step: OnnxGraph, images: NDArray[np.uint8]
-) -> dict[int, int]:
-    """Beam to the number of images whose best caption differs from eager PyTorch's, in its tokens or in ending."""
-    decoder = TorchDecoder(checkpoint.captioner, checkpoint.vocabulary)
-    start = checkpoint.vocabulary.start
+) -> dict[str, int]:
+    """Number of images whose best caption differs from eager PyTorch's, in its tokens or in ending.
+
+    Keys name the beam and, of hard attention, the decode mode.
+    """
+    decoder, vocabulary = TorchDecoder(checkpoint.captioner, checkpoint.vocabulary), checkpoint.vocabulary
+    attention = checkpoint.captioner.decoder.options.attention
+    modes: tuple[DecodeMode, ...] = get_args(DecodeMode) if attention == "hard" else ("expected",)
+    encoded = encoder({"pixels": images})
     different = {}
-    for beam in BEAMS:
-        options = SearchOptions(beam=beam, max_length=checkpoint.description.max_length)
-        decoding = HostDecoding(step, encoder({"pixels": images}), beam=beam, start=start, with_alphas=False)
-        found = search(decoding, checkpoint.vocabulary, options)
-        expected = decoder.search(images, options)
-        different[beam] = sum(
+    for beam, mode in product(BEAMS, modes):
+        options = SearchOptions(beam=beam, max_length=checkpoint.description.max_length, decode_mode=mode)
+        glimpses = glimpses_of(images, options, attention, places=encoded["annotations"].shape[1])
+        decoding = HostDecoding(step, encoded, beam=beam, start=vocabulary.start, with_alphas=False, glimpses=glimpses)
+        found, expected = search(decoding, vocabulary, options), decoder.search(images, options)
+        different[f"beam {beam}" if len(modes) == 1 else f"beam {beam}, {mode}"] = sum(
             (a[0].tokens, a[0].truncated) != (b[0].tokens, b[0].truncated) for a, b in zip(expected, found, strict=True)
         )
     return different
 
 
-def require_same_captions(different: dict[int, int], images: int) -> None:
+def require_same_captions(different: dict[str, int], images: int) -> None:
     """Raise ExportError if any caption differs."""
     if any(different.values()):
-        counts = ", ".join(f"{count} of {images} at beam {beam}" for beam, count in different.items() if count)
+        counts = ", ".join(f"{count} of {images} at {what}" for what, count in different.items() if count)
         raise ExportError(f"captions of the exported graphs differ from the model's on {counts}; nothing was written")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from saccade.errors import BundleError, SaccadeError
 from saccade.files import sha256
+from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
 from saccade.structure import structure, unstructure
 from saccade.vocabulary import Vocabulary
@@ -69,7 +70,7 @@ class Dimensions:
 class Manifest:
     """manifest.json.
 
-    attention : kind of attention; decode_mode : how the context is taken while decoding
+    attention : kind of attention; decode_mode : default of the search
     special : ids of pad, start, end and unk, as in the vocabulary
     max_length : default of the search, in steps
     graphs : "encoder" and "step"
@@ -81,7 +82,7 @@ class Manifest:
     format_version: int
     encoder: str
     attention: str
-    decode_mode: str
+    decode_mode: DecodeMode
     dimensions: Dimensions
     preprocessing: PreprocessSpec
     special: dict[str, int]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import BackendError, ConfigError
+from saccade.glimpses import DecodeMode, Glimpses
 from saccade.vocabulary import Vocabulary
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -31,6 +32,7 @@ class SearchOptions:
     length_penalty : a >= 0; hypotheses are ranked by score / length^a, the length counting `<end>`
     n_best : hypotheses to return per image, at most `beam`
     suppress_unk : ban `<unk>`
+    decode_mode, seed : how hard attention takes its context (`saccade.glimpses`); others know "expected" alone
     """
 
     beam: int = 3
@@ -39,6 +41,8 @@ class SearchOptions:
     length_penalty: float = 0.0
     n_best: int = 1
     suppress_unk: bool = False
+    decode_mode: DecodeMode = "expected"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -52,6 +56,10 @@ class SearchOptions:
             problems.append(f"min_length must be between 0 and max_length - 1, got {self.min_length}")
         if not 0 <= self.length_penalty < float("inf"):
             problems.append(f"length_penalty must be 0 or more, got {self.length_penalty}")
+        if self.decode_mode not in get_args(DecodeMode):
+            problems.append(f"decode_mode must be {' or '.join(get_args(DecodeMode))}, got {self.decode_mode!r}")
+        if not 0 <= self.seed < 2**64:
+            problems.append(f"seed must be between 0 and 2^64 - 1, got {self.seed}")
         if problems:
             raise ConfigError("invalid search options: " + "; ".join(problems))
 
@@ -101,10 +109,21 @@ class HostDecoding:
     step : runs the step graph
     encoded : outputs of the encoder graph: annotations (B, L, D), keys (B, L, A), hidden (B, H), cell (B, H)
     start : id of `<start>`
+    glimpses : of hard attention alone
     """
 
-    def __init__(self, step: StepFunction, encoded: Arrays, *, beam: int, start: int, with_alphas: bool) -> None:
+    def __init__(
+        self,
+        step: StepFunction,
+        encoded: Arrays,
+        *,
+        beam: int,
+        start: int,
+        with_alphas: bool,
+        glimpses: Glimpses | None = None,
+    ) -> None:
         self._step = step
+        self._glimpses = glimpses
         self._with_alphas = with_alphas
         self._constants = {name: encoded[name] for name in ("annotations", "keys")}
         rows = initial_rows(len(encoded["hidden"]), beam=beam, start=start)
@@ -113,7 +132,8 @@ class HostDecoding:
 
     def advance(self, word_bias: NDArray[np.float32]) -> StepReport:
         """Run one step and keep its state for the next."""
-        outputs = self._step({**self._constants, **self._state, "word_bias": word_bias})
+        choice = self._glimpses.step() if self._glimpses else {}
+        outputs = self._step({**self._constants, **self._state, "word_bias": word_bias, **choice})
         self._state = {name: outputs[f"next_{name}"] for name in self._state}
         return StepReport(
             tokens=outputs["next_tokens"].astype(np.int64, copy=False),
@@ -121,6 +141,20 @@ class HostDecoding:
             scores=outputs["next_scores"].astype(np.float32, copy=False),
             alphas=outputs["alphas"].astype(np.float32, copy=False) if self._with_alphas else None,
         )
+
+
+def glimpses_of(pixels: NDArray[np.uint8], options: SearchOptions, attention: str, *, places: int) -> Glimpses | None:
+    """What hard attention needs for images uint8 (B, S, S, 3) and L = `places`; None for another kind of attention.
+
+    Raises ConfigError where that kind does not know the decode mode asked for.
+    """
+    if attention == "hard":
+        return Glimpses(options.decode_mode, options.seed, pixels, beam=options.beam, places=places)
+    if options.decode_mode != "expected":
+        raise ConfigError(
+            f'decode mode "{options.decode_mode}" is for hard attention; this model has "{attention}" attention'
+        )
+    return None
 
 
 def initial_rows(images: int, *, beam: int, start: int) -> dict[str, NDArray[np.generic]]:

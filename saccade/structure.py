@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import cache
 from reprlib import repr as short_repr
-from types import GenericAlias
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import GenericAlias, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import cattrs
 from cattrs.errors import ForbiddenExtraKeysError
@@ -62,6 +62,19 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(int | str, _strict(int, str))
     converter.register_structure_hook_func(_has_origin(Literal), _one_of)
 
+    @converter.register_structure_hook_factory(_is_union_of_kinds)
+    def union_hook(cls: Any) -> _Hook:
+        kinds = {kind: table for table in get_args(cls) for kind in get_args(get_type_hints(table)["kind"])}
+
+        def hook(value: Any, _: Any) -> Any:
+            kind = value.get("kind")
+            if kind not in list(kinds):  # a list, because the value may be no key
+                found = short_repr(kind) if "kind" in value else "none"
+                raise TypeError(f"expected kind {' or '.join(map(repr, kinds))}, got {found}")
+            return converter.structure(value, kinds[kind])
+
+        return _only(dict, "an object", hook)
+
     # cattrs itself takes any iterable for a tuple, a string too, and of what is no mapping says how reading it failed.
     @converter.register_structure_hook_factory(is_dataclass)
     def table_hook(cls: Any) -> _Hook:
@@ -93,6 +106,13 @@ def _has_origin(origin: Any) -> Callable[[Any], bool]:
 
 def _is_tuple_of_one_type(cls: Any) -> bool:
     return get_origin(cls) is tuple and len({*get_args(cls)} - {...}) == 1
+
+
+def _is_union_of_kinds(cls: Any) -> bool:
+    """Whether it is one of several dataclasses, and the value's `kind` says which."""
+    return isinstance(cls, UnionType) and all(
+        is_dataclass(table) and "kind" in get_type_hints(table) for table in get_args(cls)
+    )
 
 
 def _strict(*types: type) -> _Hook:

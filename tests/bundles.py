@@ -20,7 +20,7 @@ from training.decoding import TorchDecoder
 from training.encoders import EncoderOptions
 from training.model import Captioner, DecoderOptions, build_captioner
 
-SPEC = PreprocessSpec(size=32, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+SPEC = PreprocessSpec(size=64, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 _WORDS = "a red green blue dog's cat on the left of two ball sits कुत्ता dog 猫"
 VOCABULARY = Vocabulary((PAD, START, END, UNK, *_WORDS.split()))
 MAX_LENGTH = 12
@@ -89,8 +89,8 @@ def _random_captioner(seed: int) -> Captioner:
         for initial in (decoder.initial_hidden, decoder.initial_cell):
             initial.weight *= 8
             initial.bias.copy_(-initial.weight @ mean)
-        decoder.gates_from_context.weight *= 4
-        decoder.gates_from_embedding.bias.sub_(decoder.gates_from_context.weight @ mean / 2)
+        decoder.from_context.weight *= 4
+        decoder.from_word.bias.sub_(decoder.from_context.weight @ mean / 2)
         decoder.embedding.weight *= 10
         decoder.attention.energy.weight *= 10
         decoder.output.weight *= 8
@@ -99,9 +99,9 @@ def _random_captioner(seed: int) -> Captioner:
 
 
 def patchworks(count: int, *, seed: int) -> NDArray[np.uint8]:
-    """Pictures of 4 x 4 patches in random colours, uint8 (count, 32, 32, 3)."""
+    """Pictures of 4 x 4 patches in random colours, uint8 (count, 64, 64, 3)."""
     patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
-    return patches.repeat(8, axis=1).repeat(8, axis=2)
+    return patches.repeat(16, axis=1).repeat(16, axis=2)
 
 
 def save_patchworks(folder: Path, count: int, *, seed: int = 1) -> list[Path]:

@@ -1,10 +1,12 @@
-"""Pretraining of an encoder on which words, and which pairs of words, an image's captions use.
+"""An encoder learns which words, and which pairs of words, an image's captions use.
 
 An encoder that starts from scratch learns little from the captioner's loss until the attention finds things, and the
 attention finds nothing until the encoder tells things apart. Words without their order break the circle: each place
 says how much it looks like each word, and the image has a word if some place does (multiple-instance learning as in
 Fang et al. 2015, "From captions to visual concepts and back"). Pairs of near words teach what belongs together ("red",
-"star") and what stands next to something ("star", "left"). No boxes are used. The head is thrown away afterwards.
+"star") and what stands next to something ("star", "left"). No boxes are used.
+
+This can come before the training of the captioner, and go on beside it.
 """
 
 from __future__ import annotations
@@ -30,18 +32,30 @@ Concept = tuple[int, ...]
 _WARMUP_STEPS = 100
 
 
-class ConceptHead(nn.Module):
-    """Concept logits (B, C) of annotations (B, L, D): the odds of the places add up."""
+class Concepts(nn.Module):
+    """The concepts of a training split, and the head that tells which of them an image's captions mention.
 
-    def __init__(self, annotation_width: int, concepts: int) -> None:
+    The head adds up the odds of the places. It belongs to training: a captioner does not have it.
+    """
+
+    def __init__(self, annotation_width: int, split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> None:
         super().__init__()
-        self.concepts = nn.Linear(annotation_width, concepts)
-        nn.init.constant_(self.concepts.bias, -8.0)  # the odds of some hundred places start near those of a rare word
+        concepts, self._targets = concept_targets(split, vocabulary, options)
+        self.head = nn.Linear(annotation_width, len(concepts))
+        nn.init.constant_(self.head.bias, -8.0)  # the odds of some hundred places start near those of a rare word
 
     def forward(self, values: Tensor) -> Tensor:
-        """Logits of each concept being mentioned of the image."""
-        logits: Tensor = self.concepts(values).float().logsumexp(dim=1)
+        """Logits (B, C) of each concept being mentioned of images with annotations (B, L, D)."""
+        logits: Tensor = self.head(values).float().logsumexp(dim=1)
         return logits
+
+    def loss(self, values: Tensor, images: Tensor) -> Tensor:
+        """Cross-entropy with the references, summed over the concepts and averaged over the images.
+
+        values : annotations (B, L, D) of the images of the split with the indices int64 (B,)
+        """
+        targets = self._targets[images.cpu()].to(values.device)
+        return F.binary_cross_entropy_with_logits(self(values), targets, reduction="none").sum(dim=1).mean()
 
 
 def concept_targets(split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> tuple[list[Concept], Tensor]:
@@ -72,21 +86,19 @@ def _mentioned(caption: Sequence[int], pairs_within: int, unknown: int) -> set[C
 
 def pretrain_encoder(
     captioner: Captioner,
+    concepts: Concepts,
     split: Split,
-    vocabulary: Vocabulary,
     options: ConceptOptions,
     optimisation: OptimisationOptions,
     *,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Fit the captioner's encoder and a passing `ConceptHead` for `options.epochs` epochs.
+    """Fit the captioner's encoder and the head of `concepts` for `options.epochs` epochs of the split.
 
     Batch size, precision, gradient clip and seed are those of `optimisation`. The learning rate falls linearly to zero.
     """
     device = captioner.mean.device
-    concepts, targets = concept_targets(split, vocabulary, options)
-    head = ConceptHead(captioner.encoder.width, len(concepts)).to(device)
-    parameters = [*captioner.encoder.parameters(), *head.parameters()]
+    parameters = [*captioner.encoder.parameters(), *concepts.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     images = optimisation.batch_images
     steps = options.epochs * math.ceil(len(split) / images)
@@ -101,10 +113,7 @@ def pretrain_encoder(
             chosen = order[start : start + images]
             with torch.autocast(device.type, torch.bfloat16, enabled=optimisation.precision == "bfloat16"):
                 values = captioner.annotate(torch.from_numpy(split.pixels[chosen]).to(device)).values
-                logits = head(values)
-            loss = (
-                F.binary_cross_entropy_with_logits(logits, targets[chosen].to(device), reduction="none").sum(1).mean()
-            )
+                loss = concepts.loss(values, torch.from_numpy(chosen))
             if not torch.isfinite(loss):
                 raise DivergenceError(f"pretraining diverged after {done} images: lower concepts.learning_rate")
             optimiser.zero_grad(set_to_none=True)

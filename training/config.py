@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from saccade.errors import ConfigError
+from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
 from saccade.search import SearchOptions
 from saccade.structure import structure
 from training.encoders import EncoderOptions
+from training.hard_attention import HardOptions
 from training.model import DecoderOptions
 
 
@@ -72,26 +74,36 @@ class VocabularyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptOptions:
-    """Pretraining of the encoder on what the captions mention, not on how they say it (`training.concepts`).
+    """What the captions mention, not how they say it, as a task of the encoder (`training.concepts`).
 
-    epochs : over the training split; 0 leaves it out
+    epochs : of pretraining, over the training split; 0 leaves it out
+    learning_rate : at its beginning
+    weight : of the task's loss beside that of the captions afterwards; 0 leaves it out
     pairs_within : also learn pairs of words, the second at most so many places after the first; 0 is words alone
     least_share : of the images whose captions must have a word or a pair for it to be learned
     """
 
     epochs: int = 0
     learning_rate: float = 3e-3
+    weight: float = 0.0
     pairs_within: int = 0
     least_share: float = 0.01
 
     def __post_init__(self) -> None:
-        problems = [f"{name} must be 0 or more" for name in ("epochs", "pairs_within") if getattr(self, name) < 0]
+        problems = [
+            f"{name} must be 0 or more" for name in ("epochs", "weight", "pairs_within") if getattr(self, name) < 0
+        ]
         if self.learning_rate <= 0:
             problems.append("learning_rate must be above 0")
         if not 0 <= self.least_share < 1:
             problems.append("least_share must be in [0, 1)")
         if problems:
             raise ConfigError("invalid concepts: " + "; ".join(problems))
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether training has anything to do with concepts."""
+        return self.epochs > 0 or self.weight > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +144,19 @@ class OptimisationOptions:
 class ValidationOptions:
     """Captions are decoded by beam search after each epoch; the best epoch by `metric` is kept.
 
+    decode_mode : how hard attention takes its context
     patience : epochs without improvement before training stops early
     """
 
     beam: int = 3
     max_length: int = 40
+    decode_mode: DecodeMode = "expected"
     metric: Literal["CIDEr-D", "BLEU-4"] = "CIDEr-D"
     patience: int = 5
 
     def __post_init__(self) -> None:
-        SearchOptions(beam=self.beam, max_length=self.max_length)  # raises on what the search would refuse later
+        # Raises on what the search would refuse later.
+        SearchOptions(beam=self.beam, max_length=self.max_length, decode_mode=self.decode_mode)
         if self.patience < 1:
             raise ConfigError(f"patience must be at least 1, got {self.patience}")
 
@@ -155,13 +170,18 @@ class TrainingConfig:
     encoder: EncoderOptions
     decoder: DecoderOptions
     optimisation: OptimisationOptions
+    hard: HardOptions = field(default_factory=HardOptions)
     concepts: ConceptOptions = field(default_factory=ConceptOptions)
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
 
     def __post_init__(self) -> None:
-        if self.encoder.frozen and self.concepts.epochs:
-            raise ConfigError("a frozen encoder cannot be pretrained: set concepts.epochs = 0 or frozen = false")
+        if self.decoder.attention != "hard" and self.validation.decode_mode != "expected":
+            raise ConfigError(f'decode_mode = "{self.validation.decode_mode}" is for attention = "hard"')
+        if self.decoder.attention != "hard" and self.hard != HardOptions():
+            raise ConfigError(f'[hard] is for attention = "hard", not "{self.decoder.attention}": remove it')
+        if self.encoder.frozen and self.concepts.is_wanted:
+            raise ConfigError("a frozen encoder learns no concepts: remove [concepts] or set frozen = false")
 
 
 def load_config(path: Path) -> TrainingConfig:

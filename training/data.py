@@ -23,6 +23,9 @@ from training.scenes import Scene, generate_scene
 
 Progress = Callable[[int], None]
 
+_POOL = 32
+"""Batches whose captions are sorted by length together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -44,12 +47,14 @@ class Split:
 class Batch(NamedTuple):
     """B images with K references each.
 
+    images : int64 (B,), their indices in the split
     pixels : uint8 (B, S, S, 3)
     tokens : int64 (B, K, T), `<start>` and the words, padded
     targets : int64 (N,), the next word of every place in `mask`, `<end>` last
     mask : bool (B, K, T), True where there is a next word
     """
 
+    images: Tensor
     pixels: Tensor
     tokens: Tensor
     targets: Tensor
@@ -92,12 +97,29 @@ def batches(
     images: int,
     captions_per_image: int,
 ) -> Iterator[Batch]:
-    """One epoch in random order: every image once, `captions_per_image` of its references drawn without repeats."""
+    """One epoch in random order: every image once, `captions_per_image` of its references drawn without repeats.
+
+    Images whose longest drawn captions are of about the same length share a batch, so that little of it is padding.
+    """
     order = rng.permutation(len(split))
-    for start in range(0, len(order), images):
-        chosen = order[start : start + images]
-        captions = [_drawn(split.captions[index], rng, captions_per_image) for index in chosen]
-        yield _batch(split.pixels[chosen], captions, vocabulary)
+    for start in range(0, len(order), images * _POOL):
+        pool = order[start : start + images * _POOL].tolist()
+        drawn = {index: _drawn(split.captions[index], rng, captions_per_image) for index in pool}
+        by_length = sorted(drawn, key=lambda index: max(map(len, drawn[index])))
+        groups = [by_length[at : at + images] for at in range(0, len(by_length), images)]
+        for group in rng.permutation(len(groups)):
+            chosen = groups[group]
+            captions = [drawn[index] for index in chosen]
+            yield Batch(torch.tensor(chosen), torch.from_numpy(split.pixels[chosen]), *_forced(captions, vocabulary))
+
+
+def repeated(batch: Batch, samples: int) -> Batch:
+    """The batch with every caption `samples` times in a row."""
+    if samples == 1:
+        return batch
+    following = torch.zeros_like(batch.tokens).masked_scatter(batch.mask, batch.targets)
+    tokens, following, mask = (part.repeat_interleave(samples, dim=1) for part in (batch.tokens, following, batch.mask))
+    return batch._replace(tokens=tokens, targets=following[mask], mask=mask)
 
 
 def batch_count(split: Split, images: int) -> int:
@@ -110,7 +132,8 @@ def _drawn(references: Sequence[tuple[str, ...]], rng: np.random.Generator, coun
     return [references[place] for place in places]
 
 
-def _batch(pixels: NDArray[np.uint8], captions: list[list[tuple[str, ...]]], vocabulary: Vocabulary) -> Batch:
+def _forced(captions: list[list[tuple[str, ...]]], vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
+    """`tokens`, `targets` and `mask` of a batch."""
     rows = max(len(references) for references in captions)
     length = 1 + max(len(words) for references in captions for words in references)
     tokens = np.full((len(captions), rows, length), vocabulary.pad, np.int64)
@@ -122,6 +145,4 @@ def _batch(pixels: NDArray[np.uint8], captions: list[list[tuple[str, ...]]], voc
             tokens[image, row, : len(ids) + 1] = [vocabulary.start, *ids]
             following[image, row, : len(ids) + 1] = [*ids, vocabulary.end]
             mask[image, row, : len(ids) + 1] = True
-    return Batch(
-        torch.from_numpy(pixels), torch.from_numpy(tokens), torch.from_numpy(following[mask]), torch.from_numpy(mask)
-    )
+    return torch.from_numpy(tokens), torch.from_numpy(following[mask]), torch.from_numpy(mask)

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saccade.search import Hypothesis, SearchOptions, StepReport, initial_rows, search
+from saccade.glimpses import Glimpses
+from saccade.search import Hypothesis, SearchOptions, StepReport, glimpses_of, initial_rows, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, EncoderGraph, StepGraph
 from training.model import Captioner
@@ -17,9 +18,17 @@ class TorchDecoding:
     """A `saccade.search.Decoding` whose state stays on the model's device."""
 
     def __init__(
-        self, step: StepGraph, encoded: dict[str, Tensor], *, beam: int, start: int, with_alphas: bool
+        self,
+        step: StepGraph,
+        encoded: dict[str, Tensor],
+        *,
+        beam: int,
+        start: int,
+        with_alphas: bool,
+        glimpses: Glimpses | None = None,
     ) -> None:
         self._step = step
+        self._glimpses = glimpses
         self._with_alphas = with_alphas
         self._device = encoded["hidden"].device
         self._constants = {name: encoded[name] for name in ("annotations", "keys")}
@@ -31,8 +40,9 @@ class TorchDecoding:
     @torch.inference_mode()
     def advance(self, word_bias: NDArray[np.float32]) -> StepReport:
         """Run one step; only the small arrays come to the host."""
-        bias = torch.from_numpy(word_bias).to(self._device)
-        outputs = dict(zip(STEP_OUTPUTS, self._step(**self._constants, **self._state, word_bias=bias), strict=True))
+        given = {"word_bias": word_bias, **(self._glimpses.step() if self._glimpses else {})}
+        inputs = {name: torch.from_numpy(value).to(self._device) for name, value in given.items()}
+        outputs = dict(zip(STEP_OUTPUTS, self._step(**self._constants, **self._state, **inputs), strict=True))
         self._state = {name: outputs[f"next_{name}"] for name in self._state}
         return StepReport(
             tokens=outputs["next_tokens"].cpu().numpy(),
@@ -48,6 +58,7 @@ class TorchDecoder:
     def __init__(self, captioner: Captioner, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._device = captioner.mean.device
+        self._attention = captioner.decoder.options.attention
         self._encoder = EncoderGraph(captioner)
         self._step = StepGraph(captioner.decoder, end=vocabulary.end)
 
@@ -57,13 +68,20 @@ class TorchDecoder:
         outputs = self._encoder(torch.from_numpy(pixels).to(self._device))
         return dict(zip(ENCODER_OUTPUTS, outputs, strict=True))
 
-    def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> TorchDecoding:
+    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> TorchDecoding:
         """Encode a batch and prepare its search."""
         encoded = self.encode(pixels)
-        return TorchDecoding(self._step, encoded, beam=beam, start=self._vocabulary.start, with_alphas=with_alphas)
+        return TorchDecoding(
+            self._step,
+            encoded,
+            beam=options.beam,
+            start=self._vocabulary.start,
+            with_alphas=with_alphas,
+            glimpses=glimpses_of(pixels, options, self._attention, places=encoded["annotations"].shape[1]),
+        )
 
     def search(
         self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool = False
     ) -> list[list[Hypothesis]]:
         """Hypotheses of each image, best first."""
-        return search(self.begin(pixels, beam=options.beam, with_alphas=with_alphas), self._vocabulary, options)
+        return search(self.begin(pixels, options, with_alphas=with_alphas), self._vocabulary, options)

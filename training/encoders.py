@@ -171,12 +171,11 @@ def _features(architecture: str, width: int, *, without_last_pool: bool = False)
 
 
 class Compact(nn.Sequential):
-    """A small residual network for training from scratch: a grid of 1/16 of the image's side, 128 wide.
+    """A small residual network for training from scratch: a grid of 1/16 of the image's side, 151 wide.
 
     An annotation has three parts: what is at its cell; what is around it, from a field as wide as the image, so that
-    the place of a thing can tell what is next to it; and where the cell is, in its last two channels, as "left of" may
-    also be a difference of two numbers. Trained from scratch, a network without the last has to learn where things are
-    from the padding alone.
+    the place of a thing can tell what is next to it; and where the cell is. Trained from scratch, a network without the
+    last has to learn that from the padding alone, and a decoder what it has named already.
     """
 
     def __init__(self) -> None:
@@ -190,7 +189,7 @@ class Compact(nn.Sequential):
             nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(128, 78, 1)),
             nn.Sequential(_conv(128, 192, stride=2), Residual(192), Residual(192), nn.Conv2d(192, 48, 1)),
         )
-        self.leave_place = Place()
+        self.leave_place = Tents(5)
 
 
 class _Side(nn.Module):
@@ -228,6 +227,32 @@ class Place(nn.Module):
         return torch.cat((features, down.expand(batch, 1, rows, columns), right.expand(batch, 1, rows, columns)), dim=1)
 
 
+class Tents(nn.Module):
+    """Appends the place of each cell as n x n numbers: how near it is to each point of a coarse grid over the image.
+
+    They interpolate linearly between the points, so that both coordinates are weighted sums of them, and a sum of the
+    places looked at so far is a map of them.
+    """
+
+    def __init__(self, points: int) -> None:
+        """Points : n, along each side."""
+        super().__init__()
+        self.points = points
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C + n * n, h, w)."""
+        batch, _, rows, columns = features.shape
+        down, right = self._along(rows, features), self._along(columns, features)
+        places = (down[:, None, :, None] * right[None, :, None, :]).flatten(0, 1)
+        return torch.cat((features, places.expand(batch, -1, rows, columns)), dim=1)
+
+    def _along(self, cells: int, features: Tensor) -> Tensor:
+        """Weights (n, cells) of the points along one side."""
+        points = torch.arange(self.points, device=features.device, dtype=features.dtype)
+        cell = torch.linspace(0, self.points - 1, cells, device=features.device, dtype=features.dtype)
+        return (1 - (cell - points[:, None]).abs()).clamp(min=0)
+
+
 def _conv(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False),
@@ -237,7 +262,7 @@ def _conv(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
 
 
 def _compact() -> tuple[nn.Module, int]:
-    return Compact(), 128
+    return Compact(), 78 + 48 + 5 * 5
 
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

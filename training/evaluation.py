@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saccade.search import Hypothesis, SearchOptions
 from saccade.vocabulary import Vocabulary
 from training.data import Progress, Split
@@ -44,7 +47,7 @@ def evaluate(
     try:
         for start in range(0, len(split), batch_images):
             pixels = split.pixels[start : start + batch_images]
-            found = decoder.search(pixels, options, with_alphas=bool(split.objects))
+            found = decoder.search(pixels, options, with_alphas=True)
             hypotheses += [best[0] for best in found]
             progress(len(hypotheses))
     finally:
@@ -52,7 +55,19 @@ def evaluate(
     words = [vocabulary.decode(hypothesis.tokens) for hypothesis in hypotheses]
     scores = caption_scores(words, split.captions)
     scores["truncated"] = sum(hypothesis.truncated for hypothesis in hypotheses) / len(hypotheses)
+    scores["alpha_variation"] = float(np.mean([_variation(best.alphas) for best in hypotheses]))
     if split.objects:
         described = zip(words, split.objects, hypotheses, strict=True)
         scores |= scene_scores(Described(said, objects, best.alphas, grid) for said, objects, best in described)
     return Evaluation(scores, hypotheses)
+
+
+def _variation(alphas: NDArray[np.float32] | None) -> float:
+    """How far the attention moves while a caption is written, from 0 (not at all) towards 1.
+
+    The mean over the words of the total variation distance between the alphas (T, L) of a word and their mean: the
+    share of the attention that would have to be moved.
+    """
+    if alphas is None or not len(alphas):
+        return 0.0
+    return float(np.abs(alphas - alphas.mean(axis=0)).sum(axis=1).mean() / 2)

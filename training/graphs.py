@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.model import Annotations, Captioner, Decoder, DecoderState
+from training.model import Annotations, Captioner, Choice, Decoder, DecoderState
 
 ENCODER_INPUTS = ("pixels",)
 ENCODER_OUTPUTS = ("annotations", "keys", "hidden", "cell")
 STEP_INPUTS = ("annotations", "keys", "tokens", "hidden", "cell", "scores", "slots", "word_bias")
+CHOICE_INPUTS = ("noise", "sampled")
 STEP_OUTPUTS = (
     "next_tokens",
     "parents",
@@ -20,6 +21,11 @@ STEP_OUTPUTS = (
     "next_slots",
     "alphas",
 )
+
+
+def step_inputs(decoder: Decoder) -> tuple[str, ...]:
+    """Names of the step graph's inputs, in order."""
+    return STEP_INPUTS + (CHOICE_INPUTS if decoder.options.attention == "hard" else ())
 
 
 class EncoderGraph(nn.Module):
@@ -54,16 +60,20 @@ class StepGraph(nn.Module):
         scores: Tensor,
         slots: Tensor,
         word_bias: Tensor,
+        noise: Tensor | None = None,
+        sampled: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Continue every live row by its best words.
 
         annotations (B, L, D), keys (B, L, A), hidden and cell (B, K, H); tokens int64 and scores float32 (B, K);
         slots int64 (B,), hypotheses still to be found; word_bias float32 (V,), added to the log-probs.
+        noise float32 (B, K, L) and sampled bool (B,), of hard attention alone: see `training.model.Choice`.
         A row is live where its score is finite and its token is not `<end>`.
         Returns STEP_OUTPUTS; `alphas` (B, K, L) are those of the input rows: index them by `parents`.
         """
         state = DecoderState(hidden, cell)
-        logits, alphas, state = self.decoder.step(tokens, state, Annotations(annotations, keys))
+        choice = None if noise is None or sampled is None else Choice(noise, sampled)
+        logits, alphas, state = self.decoder.step(tokens, state, Annotations(annotations, keys), choice)
         logits = logits.float()
         log_probs = logits - logits.logsumexp(dim=-1, keepdim=True) + word_bias
         live = scores.masked_fill(tokens == self.end, -torch.inf)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
-def caption_loss(
-    logits: Tensor, targets: Tensor, alphas: Tensor, mask: Tensor, *, doubly_stochastic: float
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood per word, and the same with the penalty of doubly stochastic attention (Eq. 14).
+def doubly_stochastic_penalty(alphas: Tensor, mask: Tensor) -> Tensor:
+    """sum_i (1 - sum_t alpha_ti)^2 of every caption, per word (Eq. 14): every place is to be looked at once.
 
-    logits (N, V) and targets (N,) : of the N places in `mask`
     alphas : (B, K, T, L); those at padded places count for nothing
     mask : bool (B, K, T)
-    Eq. 14 sums over the words of a caption; both terms are divided by the number of words, so that the learning rate
-    does not depend on caption length.
+    Eq. 14 sums over the words of a caption, as its likelihood does. Both are divided by the number of words, so that
+    the learning rate does not depend on caption length.
     """
-    likelihood = F.cross_entropy(logits.float(), targets)
-    attended = (alphas.float() * mask.unsqueeze(-1)).sum(dim=2)
+    attended = (at_least_float32(alphas) * mask.unsqueeze(-1)).sum(dim=2)
     captions = mask.any(dim=2)
-    penalty = ((1 - attended) ** 2).sum(dim=-1)[captions].sum() / mask.sum()
-    return likelihood, likelihood + doubly_stochastic * penalty
+    return ((1 - attended) ** 2).sum(dim=-1)[captions].sum() / mask.sum()
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Losses are summed in float32 whatever the precision of the model, and in float64 where that is asked for."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,8 +18,10 @@ from training.encoders import Encoder, EncoderOptions
 class DecoderOptions:
     """The attention LSTM.
 
-    attention : "soft" takes the expected annotation as context (section 4.2 of the paper)
+    attention : "soft" takes the expected annotation as context (section 4.2 of the paper), "hard" one annotation,
+        chosen with the probability of its alpha (section 4.1), "none" always the mean annotation
     nonlinearity : of the attention MLP
+    attention_layers, initial_layers : depth of the MLPs behind the keys and behind the initial state, 1 or 2
     query : what the attention asks with: the previous hidden state (the paper, Eq. 4), which has not seen the previous
         word yet, or that word as well
     gate : beta, the gating of the context: one number (the paper), one per channel, or none
@@ -26,8 +29,10 @@ class DecoderOptions:
     dropout : on embeddings, states and outputs, while training
     """
 
-    attention: Literal["soft"] = "soft"
+    attention: Literal["soft", "hard", "none"] = "soft"
     nonlinearity: Literal["tanh", "relu"] = "tanh"
+    attention_layers: int = 1
+    initial_layers: int = 1
     query: Literal["hidden", "hidden+word"] = "hidden"
     gate: Literal["scalar", "vector", "none"] = "scalar"
     output: Literal["deep", "linear"] = "deep"
@@ -39,6 +44,8 @@ class DecoderOptions:
     def __post_init__(self) -> None:
         widths = {name: getattr(self, name) for name in ("attention_width", "embedding_width", "hidden_width")}
         problems = [f"{name} must be at least 1, got {width}" for name, width in widths.items() if width < 1]
+        layers = {name: getattr(self, name) for name in ("attention_layers", "initial_layers")}
+        problems += [f"{name} must be 1 or 2, got {count}" for name, count in layers.items() if count not in (1, 2)]
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout}")
         if problems:
@@ -59,25 +66,73 @@ class DecoderState(NamedTuple):
     cell: Tensor
 
 
+class Choice(NamedTuple):
+    """How hard attention chooses where to look, for one word of every row.
+
+    noise : (B, K, L), added to the energies before the largest is taken: standard Gumbel noise draws a place with the
+        probability of its alpha (the Gumbel-max trick), zeros take the most likely place
+    sampled : bool (B,), False where the context is the expected annotation all the same
+    """
+
+    noise: Tensor
+    sampled: Tensor
+
+
+class Glimpse(NamedTuple):
+    """context (B, K, D), alphas (B, K, L) and, of hard attention, log_probs (B, K) of the places looked at."""
+
+    context: Tensor
+    alphas: Tensor
+    log_probs: Tensor | None
+
+
 class Attention(nn.Module):
-    """Where to look: energies from an MLP over keys and hidden state, alphas from their softmax (Eqs. 4-6)."""
+    """Where to look: energies from an MLP over keys and query, alphas from their softmax (Eqs. 4-6)."""
 
     def __init__(self, annotation_width: int, options: DecoderOptions) -> None:
         super().__init__()
-        self.keys = nn.Linear(annotation_width, options.attention_width)
-        self.query = nn.Linear(options.hidden_width, options.attention_width, bias=False)
-        self.energy = nn.Linear(options.attention_width, 1, bias=False)  # a bias would cancel in the softmax
+        width = options.attention_width
+        self.keys = _mlp(annotation_width, width, options.attention_layers, nn.Tanh())
+        self.energy = nn.Linear(width, 1, bias=False)  # a bias would cancel in the softmax
         self._activate = torch.tanh if options.nonlinearity == "tanh" else F.relu
 
-    def forward(self, hidden: Tensor, asked: Tensor | None, annotations: Annotations) -> tuple[Tensor, Tensor]:
-        """Context (B, K, D) and alphas (B, K, L) of K rows with states `hidden` (B, K, H) that share annotations.
+    def forward(self, query: Tensor, annotations: Annotations, choice: Choice | None = None) -> Glimpse:
+        """Look once with every row.
 
-        asked : (B, K, A), the previous words' part of the query, if they have one
+        query : (B, K, A), K rows an image that share its annotations
+        choice : how hard attention chooses; None takes the expected annotation everywhere
         """
-        query = self.query(hidden) if asked is None else self.query(hidden) + asked
         energies = self.energy(self._activate(annotations.keys[:, None] + query[:, :, None])).squeeze(-1)
         alphas = energies.softmax(dim=-1)  # Eq. 5
-        return alphas @ annotations.values, alphas  # soft attention: the expected annotation, Eq. 8
+        context = alphas @ annotations.values  # soft attention: the expected annotation, Eq. 13
+        if choice is None:
+            return Glimpse(context, alphas, None)
+        places = (energies + choice.noise).argmax(
+            dim=-1, keepdim=True
+        )  # hard attention: s_t ~ Multinoulli(alpha), Eq. 8
+        chosen = annotations.values.gather(1, places.expand(-1, -1, context.shape[-1]))  # Eq. 9
+        context = torch.where(choice.sampled[:, None, None], chosen, context)
+        return Glimpse(context, alphas, energies.log_softmax(dim=-1).gather(2, places).squeeze(-1))
+
+
+def _mlp(width_in: int, width_out: int, layers: int, activation: nn.Module) -> nn.Module:
+    """A linear map, or two with an activation between them."""
+    if layers == 1:
+        return nn.Linear(width_in, width_out)
+    return nn.Sequential(nn.Linear(width_in, width_in), activation, nn.Linear(width_in, width_out))
+
+
+class Forced(NamedTuple):
+    """What teacher forcing yields, for N words to predict.
+
+    logits : (N, V), in the order of the mask
+    alphas : (B, K, T, L)
+    place_log_probs : (B, K, T) of the places that hard attention looked at, or None
+    """
+
+    logits: Tensor
+    alphas: Tensor
+    place_log_probs: Tensor | None
 
 
 class Decoder(nn.Module):
@@ -88,18 +143,15 @@ class Decoder(nn.Module):
         hidden, embedding = options.hidden_width, options.embedding_width
         self.options = options
         self.attention = Attention(annotation_width, options)
-        self.initial_hidden = nn.Linear(annotation_width, hidden)
-        self.initial_cell = nn.Linear(annotation_width, hidden)
+        self.initial_hidden = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
+        self.initial_cell = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
         self.embedding = nn.Embedding(words, embedding)
-        # The affine map T of Eq. 1 in three parts: the embeddings' part is known for all time steps before the loop.
-        self.gates_from_embedding = nn.Linear(embedding, 4 * hidden)
-        self.query_from_embedding = (
-            nn.Linear(embedding, options.attention_width, bias=False) if options.query == "hidden+word" else None
-        )
-        self.gates_from_context = nn.Linear(annotation_width, 4 * hidden, bias=False)
-        self.gates_from_hidden = nn.Linear(hidden, 4 * hidden, bias=False)
-        beta_width = {"scalar": 1, "vector": annotation_width, "none": 0}[options.gate]
-        self.beta = nn.Linear(hidden, beta_width) if beta_width else None
+        # The affine map T of Eq. 1 in three parts, by what it reads; whatever else reads that too shares the product:
+        # the attention's query and, of the hidden state, beta. The words' part is known before the loop over time.
+        query, beta = options.attention_width, {"scalar": 1, "vector": annotation_width, "none": 0}[options.gate]
+        self.from_word = nn.Linear(embedding, 4 * hidden + query * (options.query == "hidden+word"))
+        self.from_hidden = nn.Linear(hidden, 4 * hidden + query + beta)
+        self.from_context = nn.Linear(annotation_width, 4 * hidden, bias=False)
         deep = options.output == "deep"
         self.output_from_hidden = nn.Linear(hidden, embedding) if deep else None
         self.output_from_context = nn.Linear(annotation_width, embedding, bias=False) if deep else None
@@ -109,10 +161,10 @@ class Decoder(nn.Module):
 
     def _initialise(self) -> None:
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        for projection in (self.gates_from_hidden, *([self.beta] if self.beta else [])):
-            nn.init.orthogonal_(projection.weight)
-        hidden = self.options.hidden_width
-        nn.init.ones_(self.gates_from_embedding.bias[hidden : 2 * hidden])  # remember at first: forget gates open
+        gates = 4 * self.options.hidden_width
+        nn.init.orthogonal_(self.from_hidden.weight[:gates])
+        nn.init.zeros_(self.from_hidden.bias)
+        nn.init.ones_(self.from_word.bias[gates // 4 : gates // 2])  # remember at first: forget gates open
 
     def annotate(self, values: Tensor) -> Annotations:
         """Annotations with their keys."""
@@ -124,50 +176,61 @@ class Decoder(nn.Module):
         return torch.tanh(self.initial_hidden(mean)), torch.tanh(self.initial_cell(mean))
 
     def step(
-        self, tokens: Tensor, state: DecoderState, annotations: Annotations
+        self, tokens: Tensor, state: DecoderState, annotations: Annotations, choice: Choice | None = None
     ) -> tuple[Tensor, Tensor, DecoderState]:
         """Advance every row by one word (Eqs. 1-7).
 
         tokens : int64 (B, K), the previous words
+        choice : of hard attention; None decodes with the expected annotation
         Returns logits (B, K, V), alphas (B, K, L) and the next state.
         """
         embedded = self.embedding(tokens)
-        asked = self.query_from_embedding(embedded) if self.query_from_embedding else None
-        context, alphas, state = self._advance(self.gates_from_embedding(embedded), asked, state, annotations)
-        return self._logits(embedded, state.hidden, context), alphas, state
+        glimpse, state = self._advance(self.from_word(embedded), state, annotations, choice)
+        return self._logits(embedded, state.hidden, glimpse.context), glimpse.alphas, state
 
-    def teacher_forced(self, tokens: Tensor, mask: Tensor, annotations: Annotations) -> tuple[Tensor, Tensor]:
-        """Logits of every next word, given the reference words before it.
+    def teacher_forced(
+        self, tokens: Tensor, mask: Tensor, annotations: Annotations, choices: Sequence[Choice] | None = None
+    ) -> Forced:
+        """Predict every next word, given the reference words before it.
 
         tokens : int64 (B, K, T), each caption from `<start>` on, padded
         mask : bool (B, K, T), True where there is a next word
-        Returns logits (N, V) of the N places in `mask`, in its order, and alphas (B, K, T, L).
+        choices : T of them, for hard attention
         """
         embedded = self.dropout(self.embedding(tokens))
         hidden, cell = self.initial_state(annotations.values)
         state = DecoderState(*(part[:, None].expand(-1, tokens.shape[1], -1) for part in (hidden, cell)))
-        hiddens, contexts, alphas = [], [], []
-        gates = self.gates_from_embedding(embedded).unbind(dim=2)
-        asked = self.query_from_embedding(embedded).unbind(dim=2) if self.query_from_embedding else [None] * len(gates)
-        for gate, ask in zip(gates, asked, strict=True):
-            context, alpha, state = self._advance(gate, ask, state, annotations)
+        hiddens, glimpses = [], []
+        for time, from_word in enumerate(self.from_word(embedded).unbind(dim=2)):
+            glimpse, state = self._advance(from_word, state, annotations, choices[time] if choices else None)
             hiddens.append(state.hidden)
-            contexts.append(context)
-            alphas.append(alpha)
-        hidden, context = torch.stack(hiddens, dim=2)[mask], torch.stack(contexts, dim=2)[mask]
-        return self._logits(embedded[mask], hidden, context), torch.stack(alphas, dim=2)
+            glimpses.append(glimpse)
+        hidden = torch.stack(hiddens, dim=2)[mask]
+        context = torch.stack([glimpse.context for glimpse in glimpses], dim=2)[mask]
+        places = [glimpse.log_probs for glimpse in glimpses if glimpse.log_probs is not None]
+        return Forced(
+            self._logits(embedded[mask], hidden, context),
+            torch.stack([glimpse.alphas for glimpse in glimpses], dim=2),
+            torch.stack(places, dim=2) if places else None,
+        )
 
     def _advance(
-        self, gates_from_embedding: Tensor, asked: Tensor | None, state: DecoderState, annotations: Annotations
-    ) -> tuple[Tensor, Tensor, DecoderState]:
-        context, alphas = self.attention(state.hidden, asked, annotations)
-        if self.beta is not None:
-            context = torch.sigmoid(self.beta(state.hidden)) * context  # section 4.2.1
-        gates = gates_from_embedding + self.gates_from_context(context) + self.gates_from_hidden(state.hidden)
+        self, from_word: Tensor, state: DecoderState, annotations: Annotations, choice: Choice | None
+    ) -> tuple[Glimpse, DecoderState]:
+        end, width = 4 * self.options.hidden_width, self.options.attention_width
+        from_hidden = self.from_hidden(state.hidden)
+        query = from_hidden[..., end : end + width]
+        if self.options.query == "hidden+word":
+            query = query + from_word[..., end:]
+        glimpse: Glimpse = self.attention(query, annotations, choice)
+        if self.options.gate != "none":
+            beta = torch.sigmoid(from_hidden[..., end + width :])  # section 4.2.1
+            glimpse = glimpse._replace(context=beta * glimpse.context)
+        gates = from_word[..., :end] + from_hidden[..., :end] + self.from_context(glimpse.context)
         enter, forget, candidate, leave = gates.chunk(4, dim=-1)
         cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)  # Eq. 2
         hidden = torch.sigmoid(leave) * torch.tanh(cell)  # Eq. 3
-        return context, alphas, DecoderState(hidden, cell)
+        return glimpse, DecoderState(hidden, cell)
 
     def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
         seen: Tensor = self.dropout(hidden)
@@ -216,4 +279,6 @@ def build_captioner(
     pretrained: bool = False,
 ) -> Captioner:
     """A captioner with random decoder; `pretrained` fetches the encoder weights the options name."""
+    if decoder.attention == "none":  # the mean annotation is the only place there is
+        encoder = replace(encoder, grid=1)
     return Captioner(Encoder(encoder, pretrained=pretrained), decoder, words=words, mean=mean, std=std)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from saccade import __version__
-from saccade.errors import ConfigError, DivergenceError, OutputError
+from saccade.errors import CheckpointError, ConfigError, DivergenceError, OutputError
 from saccade.files import differences, write_atomically, write_json
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
-from saccade.structure import unstructure
+from saccade.structure import structure, unstructure
 from saccade.vocabulary import Vocabulary
 from training.checkpoint import (
     FORMAT_VERSION,
@@ -35,14 +36,17 @@ from training.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from training.concepts import pretrain_encoder
+from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
-from training.data import Batch, Split, batch_count, batches, generate_split
+from training.data import Batch, Split, batch_count, batches, generate_split, repeated
 from training.evaluation import evaluate
-from training.losses import caption_loss
+from training.hard_attention import Baseline, draw_choices, variational_loss
+from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
 
 log = logging.getLogger(__name__)
+
+_CONCEPTS = "concepts."
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class TrainerState:
     best_score: float = -math.inf
     seconds: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
+    baseline: Baseline = field(default_factory=Baseline)
 
 
 class Trainer:
@@ -70,6 +75,7 @@ class Trainer:
         self.device = device
         self._reporter = reporter
         self._state = TrainerState()
+        self._concepts: Concepts | None = None
 
     def run(self, *, overwrite: bool = False) -> dict[str, float]:
         """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split.
@@ -82,17 +88,22 @@ class Trainer:
         train, validation, test = self._data()
         vocabulary = self._vocabulary(train)
         captioner = self._captioner(vocabulary, pretrained=not resuming)
+        self._concepts = self._concept_task(captioner, train, vocabulary)
         optimiser = torch.optim.AdamW(
-            [parameter for parameter in captioner.parameters() if parameter.requires_grad],
+            [parameter for parameter in self._parameters(captioner) if parameter.requires_grad],
             lr=self.config.optimisation.learning_rate,
             weight_decay=self.config.optimisation.weight_decay,
         )
         if resuming:
             self._resume(captioner, optimiser, vocabulary)
-        elif self.config.concepts.epochs:
-            self._pretrain(captioner, train, vocabulary)
+        else:
+            self._pretrain(captioner, train)
         metrics = _MetricsLog(self.folder, self._state.step)
-        search_options = SearchOptions(beam=self.config.validation.beam, max_length=self.config.validation.max_length)
+        search_options = SearchOptions(
+            beam=self.config.validation.beam,
+            max_length=self.config.validation.max_length,
+            decode_mode=self.config.validation.decode_mode,
+        )
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
             began = time.monotonic()
@@ -159,11 +170,24 @@ class Trainer:
         captioner.encoder.to(memory_format=torch.channels_last)
         return captioner.to(self.device).train()
 
-    def _pretrain(self, captioner: Captioner, train: Split, vocabulary: Vocabulary) -> None:
+    def _concept_task(self, captioner: Captioner, train: Split, vocabulary: Vocabulary) -> Concepts | None:
         options = self.config.concepts
+        if not options.is_wanted:
+            return None
+        return Concepts(captioner.encoder.width, train, vocabulary, options).to(self.device)
+
+    def _parameters(self, captioner: Captioner) -> list[torch.nn.Parameter]:
+        """What training fits: the captioner, and the head of the concepts where they are learned beside it."""
+        beside = self._concepts if self._concepts is not None and self.config.concepts.weight else None
+        return [*captioner.parameters(), *(beside.parameters() if beside is not None else ())]
+
+    def _pretrain(self, captioner: Captioner, train: Split) -> None:
+        options = self.config.concepts
+        if self._concepts is None or not options.epochs:
+            return
         began = time.monotonic()
         with self._reporter.task("pretraining the encoder", options.epochs * len(train), unit="images") as progress:
-            pretrain_encoder(captioner, train, vocabulary, options, self.config.optimisation, progress=progress)
+            pretrain_encoder(captioner, self._concepts, train, options, self.config.optimisation, progress=progress)
         self._state.seconds += time.monotonic() - began
 
     def _train_epoch(
@@ -194,12 +218,7 @@ class Trainer:
         for group in optimiser.param_groups:
             group["lr"] = self._rate(train)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            logits, alphas = captioner.decoder.teacher_forced(
-                batch.tokens, batch.mask, captioner.annotate(batch.pixels)
-            )
-            likelihood, loss = caption_loss(
-                logits, batch.targets, alphas, batch.mask, doubly_stochastic=options.doubly_stochastic
-            )
+            likelihood, loss = self._losses(captioner, batch)
         if not torch.isfinite(loss):
             raise DivergenceError(
                 f"the loss became {loss.item()} at step {self._state.step + 1}: "
@@ -207,10 +226,30 @@ class Trainer:
             )
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(captioner.parameters(), options.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self._parameters(captioner), options.gradient_clip)
         optimiser.step()
         self._state.step += 1
         return float(likelihood.detach())
+
+    def _losses(self, captioner: Captioner, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood per word, and what is minimised."""
+        options, decoder = self.config.optimisation, captioner.decoder
+        annotations = captioner.annotate(batch.pixels)
+        if self.config.decoder.attention == "hard":
+            hard, places = self.config.hard, annotations.values.shape[1]
+            batch = repeated(batch, hard.samples)
+            images, rows, steps = batch.tokens.shape
+            choices = draw_choices(images, rows, steps, places, hard, self.device)
+            forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations, choices)
+            likelihood, loss = variational_loss(forced, batch.targets, batch.mask, choices, self._state.baseline, hard)
+        else:
+            forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations)
+            likelihood = loss = F.cross_entropy(at_least_float32(forced.logits), batch.targets)
+        if self._concepts is not None and self.config.concepts.weight:
+            loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.images)
+        if options.doubly_stochastic:
+            loss = loss + options.doubly_stochastic * doubly_stochastic_penalty(forced.alphas, batch.mask)
+        return likelihood, loss
 
     def _rate(self, train: Split) -> float:
         """Linear warm-up, then a half cosine to zero."""
@@ -239,7 +278,7 @@ class Trainer:
             self.folder / "checkpoints" / name,
             captioner,
             self._describe(vocabulary, {f"validation/{metric}": value for metric, value in state.scores.items()}),
-            trainer_tensors=_trainer_tensors(optimiser),
+            trainer_tensors=_trainer_tensors(optimiser, self._concepts),
             trainer_state=unstructure(state),
             overwrite=True,
         )
@@ -280,8 +319,8 @@ class Trainer:
             )
         load_weights(captioner, folder)
         tensors, state = load_trainer(folder)
-        self._state = TrainerState(**state)
-        _restore_trainer(optimiser, tensors)
+        self._state = structure(state, TrainerState, source=str(folder), error=CheckpointError)
+        _restore_trainer(optimiser, self._concepts, tensors)
         self._point_to_best()  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
 
@@ -345,16 +384,21 @@ def _checkpoint_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-def _trainer_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser moments and random state, by the optimiser's own parameter numbers."""
+def _trainer_tensors(optimiser: torch.optim.Optimizer, concepts: Concepts | None) -> dict[str, Tensor]:
+    """Optimiser moments by the optimiser's own parameter numbers, random state, and the concepts' head."""
     tensors = {"random_state": torch.get_rng_state()}
+    if concepts is not None:
+        tensors |= {f"{_CONCEPTS}{name}": value for name, value in concepts.state_dict().items()}
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in moments.items()}
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _restore_trainer(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_trainer(optimiser: torch.optim.Optimizer, concepts: Concepts | None, tensors: dict[str, Tensor]) -> None:
     torch.set_rng_state(tensors.pop("random_state"))
+    if concepts is not None:
+        names = [name for name in tensors if name.startswith(_CONCEPTS)]
+        concepts.load_state_dict({name.removeprefix(_CONCEPTS): tensors.pop(name) for name in names})
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
-from saccade.search import Decoding
+from saccade.search import Decoding, SearchOptions
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ class Backend(Protocol):
     description: str
     """What truly runs, in a few words: runtime, version, device, precision."""
 
-    def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> Decoding:
-        """Encode pixels uint8 (B, S, S, 3) and prepare their search."""
+    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
+        """Encode pixels uint8 (B, S, S, 3) and prepare their search. Raises ConfigError for an unfit decode mode."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
-from saccade.search import Arrays, Decoding, HostDecoding
+from saccade.search import Arrays, Decoding, HostDecoding, SearchOptions, glimpses_of
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -26,13 +26,21 @@ class OrtBackend:
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU, float32"
         self._start = bundle.vocabulary.start
+        self._attention = bundle.manifest.attention
         self._encoder = _Graph(bundle, "encoder", threads)
         self._step = _Graph(bundle, "step", threads)
 
-    def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> Decoding:
+    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
         """Encode a batch and prepare its search."""
         encoded = self._encoder({"pixels": pixels})
-        return HostDecoding(self._step, encoded, beam=beam, start=self._start, with_alphas=with_alphas)
+        return HostDecoding(
+            self._step,
+            encoded,
+            beam=options.beam,
+            start=self._start,
+            with_alphas=with_alphas,
+            glimpses=glimpses_of(pixels, options, self._attention, places=encoded["annotations"].shape[1]),
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from saccade.bundle import CHECKPOINT, Bundle
 from saccade.errors import BackendError
-from saccade.search import Decoding
+from saccade.search import Decoding, SearchOptions
 from saccade.structure import structure
 from training.decoding import TorchDecoder
 from training.encoders import EncoderOptions
@@ -36,9 +36,9 @@ class PytorchBackend:
         self.description = f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager"
         self._decoder = TorchDecoder(_captioner(bundle).to(device).eval(), bundle.vocabulary)
 
-    def begin(self, pixels: NDArray[np.uint8], *, beam: int, with_alphas: bool) -> Decoding:
+    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
         """Encode a batch and prepare its search."""
-        return self._decoder.begin(pixels, beam=beam, with_alphas=with_alphas)
+        return self._decoder.begin(pixels, options, with_alphas=with_alphas)
 
     def __enter__(self) -> Self:
         return self

@@ -33,6 +33,22 @@ class Bicycle:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boat:
+    kind: Literal["sloop", "yawl"]
+    sails: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horse:
+    kind: Literal["horse"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    by: Boat | Horse
+
+
 WHOLE: dict[str, Any] = {"name": "red", "wheels": [{"radius": 0.3}, {"radius": 1, "spokes": 8}], "brakes": True}
 
 
@@ -135,3 +151,25 @@ def test_a_long_value_is_shown_in_short() -> None:
 def test_the_error_is_of_the_kind_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"^run\.toml: unknown key bell$"):
         structure(WHOLE | {"bell": 1}, Bicycle, source="run.toml", error=ConfigError)
+
+
+@pytest.mark.parametrize("by", [Boat(kind="sloop", sails=1), Boat(kind="yawl", sails=2), Horse(kind="horse")])
+def test_the_kind_says_which_dataclass_it_is(by: Boat | Horse) -> None:
+    journey = Journey(by=by)
+    assert structure(unstructure(journey), Journey, source="", error=ConfigError) == journey
+
+
+@pytest.mark.parametrize(
+    ("by", "problem"),
+    [
+        ({"kind": "train"}, "expected kind 'sloop' or 'yawl' or 'horse', got 'train' in by"),
+        ({"kind": ["horse"]}, r"expected kind 'sloop' or 'yawl' or 'horse', got \['horse'\] in by"),
+        ({"sails": 1}, "expected kind 'sloop' or 'yawl' or 'horse', got none in by"),
+        ("horse", "expected an object, got 'horse' in by"),
+        ({"kind": "yawl"}, "'sails' is missing in by"),
+        ({"kind": "horse", "sails": 1}, "unknown key sails in by"),
+    ],
+)
+def test_a_kind_that_there_is_not_is_told_with_those_there_are(by: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^trip.toml: {problem}$"):
+        structure({"by": by}, Journey, source="trip.toml", error=ConfigError)

@@ -73,7 +73,7 @@ class TableDecoder(torch.nn.Module):
         self.tables = torch.from_numpy(tables)
 
     def step(
-        self, tokens: Tensor, state: DecoderState, annotations: Annotations
+        self, tokens: Tensor, state: DecoderState, annotations: Annotations, choice: None
     ) -> tuple[Tensor, Tensor, DecoderState]:
         steps = state.hidden[..., 0].long().clamp(max=self.tables.shape[1] - 1)
         images = annotations.values[:, 0].long().expand_as(tokens)
@@ -121,16 +121,25 @@ def test_the_step_graph_searches_like_the_rule_written_row_by_row(
 
 @pytest.mark.parametrize("gate", ["scalar", "vector", "none"])
 @pytest.mark.parametrize("output", ["deep", "linear"])
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, nonlinearity: str) -> None:
+@pytest.mark.parametrize("query", ["hidden", "hidden+word"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, query: str, layers: int) -> None:
     """The loop over time with everything hoisted out of it computes what one step after the other does."""
-    model = captioner(gate=gate, output=output, nonlinearity=nonlinearity)
+    nonlinearity = "tanh" if layers == 1 else "relu"
+    model = captioner(
+        gate=gate,
+        output=output,
+        query=query,
+        nonlinearity=nonlinearity,
+        attention_layers=layers,
+        initial_layers=layers,
+    )
     tokens = torch.tensor([[[1, 4, 5, 6], [1, 7, 0, 0]], [[1, 8, 3, 0], [1, 4, 4, 4]]])
     mask = tokens > 0
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         annotations = model.annotate(pixels)
-        logits, alphas = model.decoder.teacher_forced(tokens, mask, annotations)
+        logits, alphas, _ = model.decoder.teacher_forced(tokens, mask, annotations)
         hidden, cell = model.decoder.initial_state(annotations.values)
         state = DecoderState(hidden[:, None].expand(-1, 2, -1), cell[:, None].expand(-1, 2, -1))
         every = []
@@ -145,11 +154,9 @@ def test_attention_by_hand() -> None:
     """One image, two places, widths of one: energies tanh(k + q), alphas their softmax, context the weighted mean."""
     model = captioner()
     attention = model.decoder.attention
-    hidden = torch.randn(1, 1, 5)
-    values, keys = torch.randn(1, 2, 128), torch.randn(1, 2, 7)
-    context, alphas = attention(hidden, Annotations(values, keys))
-    query = hidden[0, 0] @ attention.query.weight.T
-    energies = torch.stack([torch.tanh(key + query) @ attention.energy.weight[0] for key in keys[0]])
+    query, values, keys = torch.randn(1, 1, 7), torch.randn(1, 2, 128), torch.randn(1, 2, 7)
+    context, alphas, _ = attention(query, Annotations(values, keys))
+    energies = torch.stack([torch.tanh(key + query[0, 0]) @ attention.energy.weight[0] for key in keys[0]])
     expected = energies.exp() / energies.exp().sum()
     torch.testing.assert_close(alphas[0, 0], expected)
     torch.testing.assert_close(context[0, 0], expected[0] * values[0, 0] + expected[1] * values[0, 1])

@@ -8,8 +8,9 @@ import torch
 from saccade.preprocessing import PreprocessSpec
 from saccade.vocabulary import Vocabulary
 from training.concepts import ConceptHead, concept_targets
-from training.data import Split, batch_count, batches, draw_pixels, generate_split
-from training.losses import caption_loss
+from training.config import ConceptOptions
+from training.data import Split, batch_count, batches, draw_pixels, generate_split, repeated
+from training.losses import doubly_stochastic_penalty
 
 SPEC = PreprocessSpec(size=32, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 CAPTIONS = ((("a", "b"), ("b",)), (("a", "b", "b"), ("c", "a")))
@@ -45,25 +46,42 @@ def test_an_epoch_has_every_image_once_and_depends_on_the_seed_alone() -> None:
         ]
         for seed in (1, 1, 2)
     ]
-    assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
+    assert sorted(len(batch) for batch in epochs[0]) == [2, 4, 4]
     assert batch_count(split, 4) == 3
     assert sorted(image for batch in epochs[0] for image in batch) == list(range(10))
     assert epochs[0] == epochs[1] != epochs[2]
 
 
-def test_padding_counts_for_nothing_in_the_loss() -> None:
+def test_captions_of_about_one_length_share_a_batch() -> None:
+    lengths = np.random.default_rng(0).permutation(64) % 16 + 1
+    captions = [(("a",) * int(length),) for length in lengths]
+    split = Split(np.zeros((64, 1, 1, 3), np.uint8), captions)
+    drawn = list(batches(split, VOCABULARY, np.random.default_rng(0), images=4, captions_per_image=1))
+    assert all(batch.mask.all() for batch in drawn)  # four captions of every length: no padding at all
+    assert [batch.tokens.shape[2] for batch in drawn] != sorted(batch.tokens.shape[2] for batch in drawn)
+
+
+def test_padding_counts_for_nothing_in_the_penalty() -> None:
     """Alphas at padded places may be anything; the penalty is that of the real steps."""
     mask = torch.tensor([[[True, True, False], [True, False, False]]])
     alphas = torch.rand(1, 2, 3, 4)
-    logits, targets = torch.randn(3, 5), torch.tensor([1, 2, 3])
-    likelihood, loss = caption_loss(logits, targets, alphas, mask, doubly_stochastic=2.0)
-    expected = -logits.log_softmax(-1)[range(3), targets].mean()
     first, second = ((1 - alphas[0, 0, :2].sum(0)) ** 2).sum(), ((1 - alphas[0, 1, 0]) ** 2).sum()
-    torch.testing.assert_close(likelihood, expected)
-    torch.testing.assert_close(loss, expected + 2.0 * (first + second) / 3)
+    penalty = doubly_stochastic_penalty(alphas, mask)
+    torch.testing.assert_close(penalty, (first + second) / 3)
     changed = alphas.clone()
     changed[~mask] = 99.0
-    torch.testing.assert_close(caption_loss(logits, targets, changed, mask, doubly_stochastic=2.0)[1], loss)
+    torch.testing.assert_close(doubly_stochastic_penalty(changed, mask), penalty)
+
+
+def test_repeated_captions_stand_side_by_side() -> None:
+    batch = next(batches(toy_split(), VOCABULARY, np.random.default_rng(0), images=2, captions_per_image=2))
+    twice = repeated(batch, 2)
+    for name in ("tokens", "mask"):
+        torch.testing.assert_close(getattr(twice, name)[:, ::2], getattr(batch, name))
+        torch.testing.assert_close(getattr(twice, name)[:, 1::2], getattr(batch, name))
+    following = torch.zeros_like(twice.tokens).masked_scatter(twice.mask, twice.targets)
+    once = torch.zeros_like(batch.tokens).masked_scatter(batch.mask, batch.targets)
+    torch.testing.assert_close(following[:, 1::2], once)
 
 
 def test_generated_splits_are_the_scenes_of_their_seeds() -> None:
@@ -76,16 +94,26 @@ def test_generated_splits_are_the_scenes_of_their_seeds() -> None:
 
 
 def test_concept_targets_are_the_share_of_references_with_the_word() -> None:
-    targets = concept_targets(toy_split(), VOCABULARY)
-    ids = {word: VOCABULARY.encode([word])[0] for word in "abc"}
-    assert targets[0, ids["a"]] == 0.5
-    assert targets[0, ids["b"]] == 1.0
-    assert targets[1, ids["c"]] == 0.5
-    assert targets[:, :4].sum() == 0
+    concepts, targets = concept_targets(toy_split(), VOCABULARY, ConceptOptions(least_share=0.0))
+    shares = dict(zip(concepts, targets.T.tolist(), strict=True))
+    a, b, c = (tuple(VOCABULARY.encode([word])) for word in "abc")
+    assert (shares[a][0], shares[b][0], shares[c][1]) == (0.5, 1.0, 0.5)
+    assert set(concepts) == {a, b, c}
+
+
+def test_concepts_may_be_pairs_of_near_words_in_their_order() -> None:
+    captions = [(("a", "b", "c"), ("a", "x", "c")), (("b",), ("b",))]  # x is unknown
+    split = Split(np.zeros((2, 1, 1, 3), np.uint8), captions)
+    concepts, targets = concept_targets(split, VOCABULARY, ConceptOptions(pairs_within=2, least_share=0.0))
+    a, b, c = VOCABULARY.encode("abc")
+    shares = dict(zip(concepts, targets[0].tolist(), strict=True))
+    assert shares == {(a,): 1.0, (b,): 0.5, (c,): 1.0, (a, b): 0.5, (b, c): 0.5, (a, c): 1.0}
+    frequent, _ = concept_targets(split, VOCABULARY, ConceptOptions(pairs_within=2, least_share=0.6))
+    assert frequent == [(b,)]  # of both images
 
 
 def test_concept_logits_add_up_the_odds_of_the_places() -> None:
     head = ConceptHead(3, 2)
     values = torch.randn(1, 4, 3)
-    odds = head.words(values).exp().sum(dim=1)
+    odds = head.concepts(values).exp().sum(dim=1)
     torch.testing.assert_close(head(values).exp(), odds)
