@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "caption": Subcommand("engine.cli", "Caption images and folders of images with a bundle."),
     "gallery": Subcommand("engine.cli", "Make one HTML page of captions and where each word looked."),
     "train": Subcommand("training.cli", "Train a captioner from a TOML configuration.", "train"),
+    "evaluate": Subcommand("benchmarks.evaluation_cli", "Caption a split of a data set and score it.", "train"),
     "export": Subcommand("export.cli", "Turn a checkpoint into a bundle of verified ONNX graphs.", "export"),
     "inspect": Subcommand("engine.cli", "Show what is in a bundle, after checking every file of it."),
     "score": Subcommand("benchmarks.cli", "Score captions against references."),

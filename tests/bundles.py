@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,9 +41,23 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     return folder
 
 
-def make_checkpoint(folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def hard_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny_checkpoint`, with hard attention."""
+    return make_checkpoint(tmp_path_factory.mktemp("hard") / "checkpoint", attention="hard")
+
+
+@pytest.fixture(scope="session")
+def hard_bundle(hard_checkpoint: Path) -> Path:
+    """The bundle of `hard_checkpoint`, with its weights; where it looks is sampled unless it is told otherwise."""
+    folder = hard_checkpoint.parent / "bundle"
+    export_bundle(hard_checkpoint, folder, ExportOptions(decode_mode="sample"))
+    return folder
+
+
+def make_checkpoint(folder: Path, attention: Literal["soft", "hard"] = "soft") -> Path:
     """Write a checkpoint of random weights with which different pictures get different captions."""
-    captioner = next(filter(_is_talkative, map(_random_captioner, range(1000))))
+    captioner = next(filter(_is_talkative, (_random_captioner(seed, attention) for seed in range(1000))))
     description = Description(
         format_version=FORMAT_VERSION,
         encoder=captioner.encoder.options,
@@ -68,14 +83,14 @@ def _is_talkative(captioner: Captioner) -> bool:
     )
 
 
-def _random_captioner(seed: int) -> Captioner:
+def _random_captioner(seed: int, attention: Literal["soft", "hard"]) -> Captioner:
     """Build a captioner that sees differences.
 
     Fresh weights hardly do: the annotations vary little around their mean. So the mean is subtracted where states and
     gates are made from them, and what remains is amplified.
     """
     encoder = EncoderOptions(name="compact")
-    options = DecoderOptions(attention_width=16, embedding_width=24, hidden_width=32)
+    options = DecoderOptions(attention=attention, attention_width=16, embedding_width=24, hidden_width=32)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         captioner = build_captioner(encoder, options, words=len(VOCABULARY), mean=SPEC.mean, std=SPEC.std)

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import tiny_bundle, tiny_checkpoint
+from tests.bundles import hard_bundle, hard_checkpoint, tiny_bundle, tiny_checkpoint
 
-__all__ = ["tiny_bundle", "tiny_checkpoint"]  # fixtures that every test module may ask for
+__all__ = [
+    "hard_bundle",
+    "hard_checkpoint",
+    "tiny_bundle",
+    "tiny_checkpoint",
+]  # fixtures that every test module may ask for
 
 
 @pytest.fixture(scope="session")

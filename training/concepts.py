@@ -49,12 +49,12 @@ class Concepts(nn.Module):
         logits: Tensor = self.head(values).float().logsumexp(dim=1)
         return logits
 
-    def loss(self, values: Tensor, images: Tensor) -> Tensor:
+    def loss(self, values: Tensor, indices: Tensor) -> Tensor:
         """Cross-entropy with the references, summed over the concepts and averaged over the images.
 
-        values : annotations (B, L, D) of the images of the split with the indices int64 (B,)
+        values : annotations (B, L, D) of the images of the split with these indices, int64 (B,)
         """
-        targets = self._targets[images.cpu()].to(values.device)
+        targets = self._targets[indices.cpu()].to(values.device)
         return F.binary_cross_entropy_with_logits(self(values), targets, reduction="none").sum(dim=1).mean()
 
 
@@ -112,7 +112,7 @@ def pretrain_encoder(
         for start in range(0, len(order), images):
             chosen = order[start : start + images]
             with torch.autocast(device.type, torch.bfloat16, enabled=optimisation.precision == "bfloat16"):
-                values = captioner.annotate(torch.from_numpy(split.pixels[chosen]).to(device)).values
+                values = captioner.encode(torch.from_numpy(split.images[chosen]).to(device))
                 loss = concepts.loss(values, torch.from_numpy(chosen))
             if not torch.isfinite(loss):
                 raise DivergenceError(f"pretraining diverged after {done} images: lower concepts.learning_rate")

@@ -12,52 +12,11 @@ from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
 from saccade.search import SearchOptions
 from saccade.structure import structure
+from training.datasets import PhotoData
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import DecoderOptions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneSeeds:
-    """A split of generated scenes: `count` scenes from `first_seed` on."""
-
-    first_seed: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if self.first_seed < 0 or self.count < 1:
-            raise ConfigError(f"first_seed must be 0 or more and count at least 1, got {self.first_seed}, {self.count}")
-
-    @property
-    def seeds(self) -> range:
-        """The seeds of the split."""
-        return range(self.first_seed, self.first_seed + self.count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataOptions:
-    """Generated scenes for training, validation (chooses the checkpoint) and test (scored once, at the end).
-
-    render_size : side of the drawn scene in pixels, before preprocessing
-    """
-
-    kind: Literal["scenes"]
-    train: SceneSeeds
-    validation: SceneSeeds
-    test: SceneSeeds
-    render_size: int = 224
-
-    def __post_init__(self) -> None:
-        splits = {"train": self.train.seeds, "validation": self.validation.seeds, "test": self.test.seeds}
-        names = list(splits)
-        overlapping = [
-            f"{a} and {b}"
-            for i, a in enumerate(names)
-            for b in names[i + 1 :]
-            if max(splits[a].start, splits[b].start) < min(splits[a].stop, splits[b].stop)
-        ]
-        if overlapping:
-            raise ConfigError(f"splits share scenes: {', '.join(overlapping)}; give them disjoint seeds")
+from training.scene_data import SceneData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +122,12 @@ class ValidationOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """Everything that decides the result of `saccade train`."""
+    """Everything that decides the result of `saccade train`, and where it keeps what it computes once.
 
-    data: DataOptions
+    cache : folder for the annotations of a frozen encoder, which are computed once and kept
+    """
+
+    data: SceneData | PhotoData
     preprocessing: PreprocessSpec
     encoder: EncoderOptions
     decoder: DecoderOptions
@@ -174,6 +136,7 @@ class TrainingConfig:
     concepts: ConceptOptions = field(default_factory=ConceptOptions)
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    cache: str = "cache/annotations"
 
     def __post_init__(self) -> None:
         if self.decoder.attention != "hard" and self.validation.decode_mode != "expected":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,44 +18,61 @@ from torch import Tensor
 
 from saccade.preprocessing import PreprocessSpec, resize
 from saccade.vocabulary import Vocabulary
+from training.datasets import PhotoData, PhotoPixels, read_photos
+from training.scene_data import SceneData
 from training.scene_objects import SceneObject
 from training.scenes import Scene, generate_scene
 
 Progress = Callable[[int], None]
+SplitName = Literal["train", "validation", "test"]
 
 _POOL = 32
 """Batches whose captions are sorted by length together."""
 
 
+class Images(Protocol):
+    """N images, indexed like an array: pixels uint8 (N, S, S, 3), or annotations float16 (N, L, D)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: slice | NDArray[np.integer[Any]], /) -> NDArray[Any]:
+        """The images of a slice or of n indices, in memory and in order."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images and their references, in memory.
+    """Images and their references.
 
-    pixels : uint8 (N, S, S, 3), preprocessed
+    images : what the captioner is given: preprocessed pixels, or annotations that were computed before
     captions : per image its references, each a tuple of words
     objects : per image what stands in the generated scene, for scoring; empty for photographs
+    ids : per image what results call it
+    identities : per image a string that names its source and content, for caches
     """
 
-    pixels: NDArray[np.uint8]
+    images: Images
     captions: Sequence[tuple[tuple[str, ...], ...]]
     objects: Sequence[tuple[SceneObject, ...]] = ()
+    ids: Sequence[int | str] = ()
+    identities: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.captions)
 
 
 class Batch(NamedTuple):
     """B images with K references each.
 
-    images : int64 (B,), their indices in the split
-    pixels : uint8 (B, S, S, 3)
+    indices : int64 (B,), their places in the split
+    images : pixels uint8 (B, S, S, 3) or annotations float16 (B, L, D)
     tokens : int64 (B, K, T), `<start>` and the words, padded
     targets : int64 (N,), the next word of every place in `mask`, `<end>` last
     mask : bool (B, K, T), True where there is a next word
     """
 
+    indices: Tensor
     images: Tensor
-    pixels: Tensor
     tokens: Tensor
     targets: Tensor
     mask: Tensor
@@ -76,7 +93,32 @@ def generate_split(
             captions.append(tuple(caption.words for caption in scene.captions))
             objects.append(scene.objects)
             progress(index + 1)
-    return Split(pixels, captions, objects)
+    identities = [f"scene {seed}, drawn at {render_size}" for seed in seeds]
+    return Split(pixels, captions, objects, seeds, identities)
+
+
+def load_split(
+    data: SceneData | PhotoData,
+    name: SplitName,
+    spec: PreprocessSpec,
+    *,
+    limit: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Split | None:
+    """The first `limit` images of a split, or all; None where the data has no such split."""
+    if isinstance(data, SceneData):
+        seeds: range = getattr(data, name).seeds[:limit]
+        return generate_split(seeds, spec, render_size=data.render_size, progress=progress)
+    photos = read_photos(data).get(name)
+    if photos is None:
+        return None
+    photos = photos[:limit]
+    return Split(
+        PhotoPixels(photos, spec),
+        [photo.captions for photo in photos],
+        ids=[photo.id for photo in photos],
+        identities=[photo.identity for photo in photos],
+    )
 
 
 def draw_pixels(seed: int, spec: PreprocessSpec, *, render_size: int) -> NDArray[np.uint8]:
@@ -110,7 +152,9 @@ def batches(
         for group in rng.permutation(len(groups)):
             chosen = groups[group]
             captions = [drawn[index] for index in chosen]
-            yield Batch(torch.tensor(chosen), torch.from_numpy(split.pixels[chosen]), *_forced(captions, vocabulary))
+            yield Batch(
+                torch.tensor(chosen), torch.from_numpy(split.images[np.array(chosen)]), *_forced(captions, vocabulary)
+            )
 
 
 def repeated(batch: Batch, samples: int) -> Batch:

@@ -188,6 +188,16 @@ class Photo:
     source: Path | TarMember
     captions: tuple[tuple[str, ...], ...]
 
+    @property
+    def identity(self) -> str:
+        """Names the source and, by its size and time, its content."""
+        if isinstance(self.source, TarMember):
+            file, place = self.source.tar, f"{self.source.size} bytes from {self.source.offset} of "
+        else:
+            file, place = self.source, ""
+        status = file.stat()
+        return f"{self.id}: {place}{status.st_size} bytes of {status.st_mtime_ns}"
+
     def load(self, spec: PreprocessSpec) -> NDArray[np.uint8]:
         """Pixels (S, S, 3). Raises DataError that names the photograph; safe in many threads at once."""
         try:

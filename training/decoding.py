@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -63,25 +65,25 @@ class TorchDecoder:
         self._step = StepGraph(captioner.decoder, end=vocabulary.end)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Encoder outputs of pixels uint8 (B, S, S, 3), on the model's device."""
-        outputs = self._encoder(torch.from_numpy(pixels).to(self._device))
+    def encode(self, images: NDArray[Any]) -> dict[str, Tensor]:
+        """Encoder outputs of pixels uint8 (B, S, S, 3) or annotations float16 (B, L, D), on the model's device."""
+        outputs = self._encoder(torch.from_numpy(images).to(self._device))
         return dict(zip(ENCODER_OUTPUTS, outputs, strict=True))
 
-    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> TorchDecoding:
+    def begin(self, images: NDArray[Any], options: SearchOptions, *, with_alphas: bool) -> TorchDecoding:
         """Encode a batch and prepare its search."""
-        encoded = self.encode(pixels)
+        encoded = self.encode(images)
         return TorchDecoding(
             self._step,
             encoded,
             beam=options.beam,
             start=self._vocabulary.start,
             with_alphas=with_alphas,
-            glimpses=glimpses_of(pixels, options, self._attention, places=encoded["annotations"].shape[1]),
+            glimpses=glimpses_of(images, options, self._attention, places=encoded["annotations"].shape[1]),
         )
 
     def search(
-        self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool = False
+        self, images: NDArray[Any], options: SearchOptions, *, with_alphas: bool = False
     ) -> list[list[Hypothesis]]:
         """Hypotheses of each image, best first."""
-        return search(self.begin(pixels, options, with_alphas=with_alphas), self._vocabulary, options)
+        return search(self.begin(images, options, with_alphas=with_alphas), self._vocabulary, options)

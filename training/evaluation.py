@@ -46,8 +46,8 @@ def evaluate(
     hypotheses: list[Hypothesis] = []
     try:
         for start in range(0, len(split), batch_images):
-            pixels = split.pixels[start : start + batch_images]
-            found = decoder.search(pixels, options, with_alphas=True)
+            images = split.images[start : start + batch_images]
+            found = decoder.search(images, options, with_alphas=True)
             hypotheses += [best[0] for best in found]
             progress(len(hypotheses))
     finally:

@@ -60,12 +60,19 @@ def caption_scores(
 
 
 def bleu(
-    hypotheses: Sequence[Caption], references: Sequence[Sequence[Caption]], *, unknown: str = "<unk>"
+    hypotheses: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    unknown: str = "<unk>",
+    brevity_penalty: bool = True,
 ) -> tuple[float, float, float, float]:
     """Return corpus BLEU-1..4 (Papineni et al. 2002), each in 0..1.
 
     Counts are summed over the corpus before any ratio is taken; the reference length of an image is the one closest to
     the hypothesis, the shorter of two equally close. Raises DataError as `caption_scores` does.
+
+    brevity_penalty : False leaves it out, as the tables of Xu et al. (2015) do; never lower, and flattering where
+        captions are short
     """
     matches, guesses = [0] * MAX_N, [0] * MAX_N
     hypothesis_length = reference_length = 0
@@ -83,9 +90,9 @@ def bleu(
     # perfect corpus stays just below 1, and one with no matching n-gram just above 0.
     tiny, small = 1e-15, 1e-9
     ratio = (hypothesis_length + tiny) / (reference_length + small)
-    brevity_penalty = math.exp(min(0.0, 1 - 1 / ratio))  # section 2.3
+    penalty = math.exp(min(0.0, 1 - 1 / ratio)) if brevity_penalty else 1.0  # section 2.3
     precisions = [(match + tiny) / (guess + small) for match, guess in zip(matches, guesses, strict=True)]
-    one, two, three, four = (brevity_penalty * math.prod(precisions[:n]) ** (1 / n) for n in range(1, MAX_N + 1))
+    one, two, three, four = (penalty * math.prod(precisions[:n]) ** (1 / n) for n in range(1, MAX_N + 1))
     return one, two, three, four
 
 
@@ -207,8 +214,7 @@ def _known(hypothesis: Caption, unknown: str) -> Ngram:
 def _images(
     hypotheses: Sequence[Caption], references: Sequence[Sequence[Caption]], unknown: str
 ) -> Iterator[tuple[Ngram, list[Ngram]]]:
-    _check_references(references)
-    _check_hypotheses(hypotheses, len(references))
+    check_corpus(hypotheses, references)
     for hypothesis, image_references in zip(hypotheses, references, strict=True):
         yield _known(hypothesis, unknown), [tuple(reference) for reference in image_references]
 
@@ -216,6 +222,12 @@ def _images(
 def _corpus_score(values: list[float]) -> CorpusScore:
     per_image = np.array(values, dtype=np.float64)
     return CorpusScore(score=float(per_image.mean()), per_image=per_image)
+
+
+def check_corpus(hypotheses: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> None:
+    """Raise DataError for an empty corpus, unequal numbers of images, an image without references or plain text."""
+    _check_references(references)
+    _check_hypotheses(hypotheses, len(references))
 
 
 def _check_hypotheses(hypotheses: Sequence[Caption], images: int) -> None:

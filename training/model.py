@@ -263,10 +263,17 @@ class Captioner(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def annotate(self, pixels: Tensor) -> Annotations:
-        """Annotations of images, pixels uint8 (B, S, S, 3)."""
+    def annotate(self, images: Tensor) -> Annotations:
+        """Annotations of pixels uint8 (B, S, S, 3), or of what the encoder made of them before, float16 (B, L, D)."""
+        if images.dtype == torch.uint8:
+            return self.decoder.annotate(self.encode(images))
+        return self.decoder.annotate(images.to(self.mean.dtype))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Annotation values (B, L, D) of pixels uint8 (B, S, S, 3), without their keys."""
         images = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        return self.decoder.annotate(self.encoder(images))
+        values: Tensor = self.encoder(images)
+        return values
 
 
 def build_captioner(

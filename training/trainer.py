@@ -38,11 +38,13 @@ from training.checkpoint import (
 )
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
-from training.data import Batch, Split, batch_count, batches, generate_split, repeated
+from training.data import Batch, Split, SplitName, batch_count, batches, load_split, repeated
 from training.evaluation import evaluate
+from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
+from training.scene_data import SceneData
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Trainer:
         """
         resuming = self._prepare_folder(overwrite=overwrite)
         torch.manual_seed(self.config.optimisation.seed)
-        train, validation, test = self._data()
+        train, validation, test = self._required("train"), self._required("validation"), self._split("test")
         vocabulary = self._vocabulary(train)
         captioner = self._captioner(vocabulary, pretrained=not resuming)
         self._concepts = self._concept_task(captioner, train, vocabulary)
@@ -98,6 +100,7 @@ class Trainer:
             self._resume(captioner, optimiser, vocabulary)
         else:
             self._pretrain(captioner, train)
+        train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
         metrics = _MetricsLog(self.folder, self._state.step)
         search_options = SearchOptions(
             beam=self.config.validation.beam,
@@ -118,7 +121,7 @@ class Trainer:
             self._keep(captioner, optimiser, vocabulary)
             self._say(scores)
         metrics.close()
-        return self._score_best(test, search_options, grid)
+        return self._score_best(test, search_options, grid) if test else self._best_scores()
 
     def _prepare_folder(self, *, overwrite: bool) -> bool:
         """Whether there is something to resume. Refuses a folder of another configuration, or of something else."""
@@ -141,16 +144,32 @@ class Trainer:
             )
         return True
 
-    def _data(self) -> tuple[Split, Split, Split]:
+    def _split(self, name: SplitName) -> Split | None:
         data = self.config.data
-        splits = []
-        for name in ("train", "validation", "test"):
-            seeds = getattr(data, name).seeds
-            with self._reporter.task(f"drawing {name} scenes", len(seeds), unit="scenes") as progress:
-                splits.append(
-                    generate_split(seeds, self.config.preprocessing, render_size=data.render_size, progress=progress)
-                )
-        return splits[0], splits[1], splits[2]
+        total = len(getattr(data, name).seeds) if isinstance(data, SceneData) else None
+        with self._reporter.task(f"reading the {name} split", total, unit="images") as progress:
+            return load_split(data, name, self.config.preprocessing, progress=progress)
+
+    def _required(self, name: SplitName) -> Split:
+        split = self._split(name)
+        if split is None:
+            raise ConfigError(f"training needs a {name} split, and [data] has none")
+        return split
+
+    def _with_annotations(self, split: Split, captioner: Captioner) -> Split:
+        """The split with what a frozen encoder makes of it, computed once."""
+        if not self.config.encoder.frozen:
+            return split
+        with self._reporter.task("annotating images", len(split), unit="images") as progress:
+            annotations = cached_annotations(
+                captioner,
+                split.images,
+                split.identities,
+                self.config.preprocessing,
+                folder=Path(self.config.cache),
+                progress=progress,
+            )
+        return replace(split, images=annotations)
 
     def _vocabulary(self, train: Split) -> Vocabulary:
         captions = (words for references in train.captions for words in references)
@@ -207,7 +226,7 @@ class Trainer:
             done = 0
             for batch in epoch:
                 loss = self._train_step(captioner, optimiser, batch, train)
-                done += len(batch.pixels)
+                done += len(batch.images)
                 if self._state.step % 20 == 0:
                     metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": self._rate(train)})
                 progress(done, loss=loss)
@@ -234,7 +253,7 @@ class Trainer:
     def _losses(self, captioner: Captioner, batch: Batch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood per word, and what is minimised."""
         options, decoder = self.config.optimisation, captioner.decoder
-        annotations = captioner.annotate(batch.pixels)
+        annotations = captioner.annotate(batch.images)
         if self.config.decoder.attention == "hard":
             hard, places = self.config.hard, annotations.values.shape[1]
             batch = repeated(batch, hard.samples)
@@ -246,7 +265,7 @@ class Trainer:
             forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations)
             likelihood = loss = F.cross_entropy(at_least_float32(forced.logits), batch.targets)
         if self._concepts is not None and self.config.concepts.weight:
-            loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.images)
+            loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.indices)
         if options.doubly_stochastic:
             loss = loss + options.doubly_stochastic * doubly_stochastic_penalty(forced.alphas, batch.mask)
         return likelihood, loss
@@ -330,11 +349,15 @@ class Trainer:
         mark = " (best)" if self._state.best_epoch == self._state.epoch else ""
         log.info("epoch %d, %.0f s: %s%s", self._state.epoch, self._state.seconds, text, mark)
 
+    def _best_scores(self) -> dict[str, float]:
+        """What the best epoch scored on the validation split, where there is no test split."""
+        return read_description(resolve_checkpoint(self.folder)).scores
+
     def _score_best(self, test: Split, options: SearchOptions, grid: tuple[int, int]) -> dict[str, float]:
         """Score the best epoch on the test split and write the scores into its checkpoint."""
         folder = resolve_checkpoint(self.folder)
         checkpoint = load_checkpoint(folder)
-        with self._reporter.task("scoring test scenes", len(test), unit="images") as progress:
+        with self._reporter.task("scoring the test split", len(test), unit="images") as progress:
             scores = evaluate(
                 checkpoint.captioner.to(self.device),
                 checkpoint.vocabulary,

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,12 +26,12 @@ from tests.bundles import MAX_LENGTH, SPEC, VOCABULARY, patchworks, save_patchwo
 PICTURES: NDArray[np.uint8] = patchworks(12, seed=1)
 
 
-def search_options(**options: float) -> SearchOptions:
-    return replace(SearchOptions(max_length=MAX_LENGTH), **options)  # type: ignore[arg-type]
+def search_options(**options: Any) -> SearchOptions:
+    return replace(SearchOptions(max_length=MAX_LENGTH), **options)
 
 
 def hypotheses(
-    bundle: Path, pixels: NDArray[np.uint8] = PICTURES, *, backend: str = "ort", **options: float
+    bundle: Path, pixels: NDArray[np.uint8] = PICTURES, *, backend: str = "ort", **options: Any
 ) -> list[list[Hypothesis]]:
     opened = CaptionOptions(search=search_options(**options), attention=True, backend=backend)
     with Captioner.open(bundle, opened) as captioner:
@@ -78,6 +79,27 @@ def test_a_caption_does_not_depend_on_the_images_beside_it(tiny_bundle: Path, ba
     assert_same(together, alone)
     reversed_pictures = np.ascontiguousarray(PICTURES[::-1])
     assert_same(hypotheses(tiny_bundle, reversed_pictures, backend=backend, n_best=3)[::-1], alone)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_hard_attention_looks_does_not_depend_on_the_images_beside_it(hard_bundle: Path, backend: str) -> None:
+    options = {"backend": backend, "decode_mode": "sample", "seed": 3}
+    together = hypotheses(hard_bundle, **options)
+    assert_same(
+        together, [found for picture in PICTURES for found in hypotheses(hard_bundle, picture[None], **options)]
+    )
+    tokens = [[best.tokens for best, *_ in hypotheses(hard_bundle, **options | {"seed": seed})] for seed in (3, 4)]
+    assert tokens[0] != tokens[1]
+
+
+def test_a_hard_bundle_looks_as_it_was_exported_unless_told_otherwise(hard_bundle: Path) -> None:
+    with Captioner.open(hard_bundle) as captioner:
+        assert captioner.search_options.decode_mode == "sample"
+
+
+def test_soft_attention_knows_no_other_decode_mode(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match='decode mode "argmax" is for hard attention'):
+        hypotheses(tiny_bundle, decode_mode="argmax")
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16])

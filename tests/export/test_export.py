@@ -29,7 +29,7 @@ def test_the_bundle_says_what_was_measured(tiny_bundle: Path) -> None:
 def test_images_and_beam_are_named_axes_of_the_graphs(tiny_bundle: Path) -> None:
     graphs = Bundle.open(tiny_bundle).manifest.graphs
     (pixels,) = graphs["encoder"].inputs
-    assert (pixels.name, pixels.dtype, pixels.shape) == ("pixels", "uint8", ("images", 32, 32, 3))
+    assert (pixels.name, pixels.dtype, pixels.shape) == ("pixels", "uint8", ("images", 64, 64, 3))
     shapes = {tensor.name: tensor.shape for tensor in (*graphs["step"].inputs, *graphs["step"].outputs)}
     assert shapes["hidden"] == shapes["next_cell"] == ("images", "beam", 32)
     assert shapes["alphas"] == ("images", "beam", 16)
@@ -74,9 +74,27 @@ def test_captions_of_the_graphs_equal_eager_pytorchs(tiny_bundle: Path, tiny_che
     """On a thousand images at every verified beam."""
     checkpoint, images = load_checkpoint(tiny_checkpoint), patchworks(1000, seed=5)
     graphs = (OnnxGraph(tiny_bundle / "encoder.onnx"), OnnxGraph(tiny_bundle / "step.onnx"))
-    assert compare_captions(checkpoint, *graphs, images) == {1: 0, 3: 0, 5: 0}
+    assert compare_captions(checkpoint, *graphs, images) == {"beam 1": 0, "beam 3": 0, "beam 5": 0}
     with pytest.raises(ExportError, match="2 of 1000 at beam 3"):
-        require_same_captions({1: 0, 3: 2, 5: 0}, len(images))
+        require_same_captions({"beam 1": 0, "beam 3": 2, "beam 5": 0}, len(images))
+
+
+@pytest.mark.slow
+def test_captions_of_hard_attention_equal_eager_pytorchs_in_every_mode(
+    hard_bundle: Path, hard_checkpoint: Path
+) -> None:
+    checkpoint, images = load_checkpoint(hard_checkpoint), patchworks(1000, seed=5)
+    graphs = (OnnxGraph(hard_bundle / "encoder.onnx"), OnnxGraph(hard_bundle / "step.onnx"))
+    different = compare_captions(checkpoint, *graphs, images)
+    assert len(different) == 9
+    assert "beam 3, sample" in different
+    assert not any(different.values())
+
+
+def test_a_decode_mode_of_hard_attention_is_refused_for_soft(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match='decode mode "argmax" is for hard attention'):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(decode_mode="argmax"))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_failed_export_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_an_epoch_has_every_image_once_and_depends_on_the_seed_alone() -> None:
     split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=3), CAPTIONS * 5)
     epochs = [
         [
-            batch.pixels[:, 0, 0, 0].tolist()
+            batch.images[:, 0, 0, 0].tolist()
             for batch in batches(split, VOCABULARY, np.random.default_rng(seed), images=4, captions_per_image=1)
         ]
         for seed in (1, 1, 2)
@@ -87,7 +87,7 @@ def test_repeated_captions_stand_side_by_side() -> None:
 def test_generated_splits_are_the_scenes_of_their_seeds() -> None:
     """Drawn by several processes, preprocessed like files, in the order of the seeds."""
     split = generate_split(range(5, 8), SPEC, render_size=64)
-    for pixels, seed in zip(split.pixels, range(5, 8), strict=True):
+    for pixels, seed in zip(split.images, range(5, 8), strict=True):
         np.testing.assert_array_equal(pixels, draw_pixels(seed, SPEC, render_size=64))
     assert [len(references) for references in split.captions] == [5, 5, 5]
     assert all(2 <= len(objects) <= 4 for objects in split.objects)

@@ -96,6 +96,15 @@ def test_bleu_of_two_images_by_hand() -> None:
     assert four == pytest.approx(penalty * (4 / 7 * 2 / 5 * 1e-15 / 3 * 1e-15 / 1) ** (1 / 4))
 
 
+def test_bleu_without_brevity_penalty_is_precision_alone() -> None:
+    """The captions of the test above, one word shorter than due: the same counts, and nothing taken off for it."""
+    hypotheses = words("the the dog", "a cat on snow")
+    references = [words("the dog runs home"), words("a cat sits here")]
+    one, two, *_ = bleu(hypotheses, references, brevity_penalty=False)
+    assert one == pytest.approx(4 / 7)
+    assert two == pytest.approx(math.sqrt(4 / 7 * 2 / 5))
+
+
 def test_bleu_clips_a_word_at_the_reference_that_has_it_most() -> None:
     one, *_ = bleu(words("the the the the"), [words("the the a b", "the c d e")])
     assert one == pytest.approx(2 / 4)

@@ -6,30 +6,34 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from PIL import Image
 
 from saccade.errors import CheckpointError, ConfigError, DivergenceError, OutputError
 from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
+from tests.bundles import patchworks
 from training.checkpoint import load_checkpoint
 from training.config import (
     ConceptOptions,
-    DataOptions,
     OptimisationOptions,
-    SceneSeeds,
     TrainingConfig,
     ValidationOptions,
     VocabularyOptions,
     load_config,
 )
+from training.datasets import JsonlData
 from training.encoders import EncoderOptions
-from training.model import DecoderOptions
+from training.hard_attention import HardOptions
+from training.model import Captioner, DecoderOptions
+from training.scene_data import SceneData, SceneSeeds
 from training.trainer import Trainer
 
 CONFIG = TrainingConfig(
-    data=DataOptions(
+    data=SceneData(
         kind="scenes",
         train=SceneSeeds(first_seed=0, count=24),
         validation=SceneSeeds(first_seed=100, count=4),
@@ -61,11 +65,17 @@ def test_a_run_leaves_a_scored_checkpoint_and_its_history(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: Literal["soft", "hard"]
 ) -> None:
     """Killed in the middle of the second epoch, resumed after the first: bit by bit the same."""
-    train(tmp_path / "whole")
+    config = replace(
+        CONFIG,
+        decoder=replace(CONFIG.decoder, attention=attention),
+        concepts=ConceptOptions(epochs=1, weight=0.1, pairs_within=2),
+    )
+    train(tmp_path / "whole", config)
     steps = 0
     original = Trainer._train_step
 
@@ -78,9 +88,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
 
     monkeypatch.setattr(Trainer, "_train_step", dies_at_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed")
+        train(tmp_path / "killed", config)
     monkeypatch.undo()
-    train(tmp_path / "killed")
+    train(tmp_path / "killed", config)
     whole, killed = (load_checkpoint(tmp_path / name).captioner.state_dict() for name in ("whole", "killed"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, killed[name]), name
@@ -125,7 +135,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 def test_overlapping_splits_are_refused() -> None:
     with pytest.raises(ConfigError, match="train and test"):
-        DataOptions(
+        SceneData(
             kind="scenes",
             train=SceneSeeds(first_seed=0, count=10),
             validation=SceneSeeds(first_seed=50, count=10),
@@ -157,3 +167,60 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, tiny_checkpoint
     version.write_text(version.read_text().replace('"format_version": 1', '"format_version": 7'))
     with pytest.raises(CheckpointError, match="checkpoint format 7"):
         load_checkpoint(tmp_path / "version")
+
+
+def test_without_attention_there_is_one_place_to_look_at(tmp_path: Path) -> None:
+    config = replace(CONFIG, decoder=replace(CONFIG.decoder, attention="none"), validation=ValidationOptions(beam=2))
+    scores = train(tmp_path / "run", replace(config, optimisation=replace(CONFIG.optimisation, epochs=1)))
+    assert load_checkpoint(tmp_path / "run").captioner.encoder.grid(32) == (1, 1)
+    assert scores["test/alpha_variation"] == 0
+
+
+def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its annotations are kept: the second run does not ask it for the training images at all."""
+    config = replace(
+        CONFIG,
+        encoder=EncoderOptions(name="compact", frozen=True),
+        concepts=ConceptOptions(),
+        cache=str(tmp_path / "cache"),
+    )
+    seen = 0
+    original = Captioner.encode
+
+    def counted(self: Captioner, pixels: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(pixels)
+        return original(self, pixels)
+
+    monkeypatch.setattr(Captioner, "encode", counted)
+    train(tmp_path / "first", config)
+    assert seen == 24 + 4 + 4  # train, validation, test
+    train(tmp_path / "second", config)
+    assert seen == 24 + 4 + 4 + 4  # the test split is captioned from its pixels
+
+
+def test_photographs_without_a_test_split_are_scored_on_validation(tmp_path: Path) -> None:
+    captions = ["a red dog", "a dog on the left", "two dogs"]
+    for split, count in (("train", 8), ("validation", 3)):
+        names = [f"{split}{number}.png" for number in range(count)]
+        for name, picture in zip(names, patchworks(count, seed=len(split)), strict=True):
+            Image.fromarray(picture).save(tmp_path / name)
+        lines = [json.dumps({"image": name, "captions": captions}) for name in names]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    data = JsonlData(kind="jsonl", train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "validation.jsonl"))
+    scores = train(tmp_path / "run", replace(CONFIG, data=data))
+    assert "validation/CIDEr-D" in scores
+    assert not any(name.startswith("test/") for name in scores)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"hard": HardOptions(samples=2)}, r'\[hard\] is for attention = "hard", not "soft"'),
+        ({"validation": ValidationOptions(decode_mode="argmax")}, 'decode_mode = "argmax" is for attention = "hard"'),
+        ({"encoder": EncoderOptions(name="compact", frozen=True)}, "a frozen encoder learns no concepts"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        replace(CONFIG, **changed)

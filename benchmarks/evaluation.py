@@ -1,0 +1,155 @@
+"""A model on a split of a data set: captions by beam search, and what they score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.scoring import metric_scores, tokenised
+from engine.backends.base import open_backend
+from engine.captioner import Captioner, CaptionOptions
+from saccade.bundle import MANIFEST, Bundle
+from saccade.preprocessing import PreprocessSpec
+from saccade.search import Hypothesis, SearchOptions
+from saccade.vocabulary import Vocabulary
+from training.checkpoint import load_checkpoint, resolve_checkpoint
+from training.data import Progress, Split
+from training.decoding import TorchDecoder
+from training.java_metrics import Metric
+from training.scene_scores import Described, scene_scores
+
+BATCH_IMAGES = 50
+
+SplitName = Literal["validation", "test"]
+
+
+class Search(Protocol):
+    """What finds captions; `TorchDecoder.search` is one."""
+
+    def __call__(
+        self, pixels: NDArray[np.uint8], /, options: SearchOptions, *, with_alphas: bool
+    ) -> list[list[Hypothesis]]:
+        """Hypotheses of each image of pixels uint8 (B, S, S, 3), best first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A captioner ready to search, wherever it comes from.
+
+    path : the bundle or checkpoint that was truly taken; runs_on : runtime, version, device, precision
+    search_options : the model's own; callers replace the beam
+    grid : rows and columns of the annotations
+    """
+
+    path: Path
+    runs_on: str
+    search: Search
+    vocabulary: Vocabulary
+    preprocessing: PreprocessSpec
+    search_options: SearchOptions
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captioned:
+    """What a search found: the best hypothesis of each image, its text, and the seconds it all took."""
+
+    hypotheses: Sequence[Hypothesis]
+    captions: Sequence[str]
+    seconds: float
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[Model]:
+    """A bundle on the best backend that works here, or a checkpoint or run of training in eager PyTorch.
+
+    Raises BundleError, BackendError, CheckpointError.
+    """
+    if (path / MANIFEST).is_file():
+        with _open_bundle(path) as model:
+            yield model
+    else:
+        yield _load_checkpoint(path)
+
+
+def caption_split(model: Model, split: Split, beam: int, *, progress: Progress = lambda _: None) -> Captioned:
+    """Caption every image by beam search, with the model's own options but for the beam."""
+    options = replace(model.search_options, beam=beam)
+    began = time.perf_counter()
+    hypotheses: list[Hypothesis] = []
+    for start in range(0, len(split), BATCH_IMAGES):
+        pixels = split.images[start : start + BATCH_IMAGES]
+        hypotheses += [best[0] for best in model.search(pixels, options, with_alphas=bool(split.objects))]
+        progress(len(hypotheses))
+    return Captioned(
+        hypotheses=hypotheses,
+        captions=[model.vocabulary.sentence(hypothesis.tokens) for hypothesis in hypotheses],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def split_scores(model: Model, split: Split, found: Captioned, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Metric name to value; for generated scenes also what `training.scene_scores` tells.
+
+    Captions are tokenised from their text, as `saccade score` does, so it finds the same scores in what was written.
+    """
+    scores = metric_scores(tokenised(found.captions), split.captions, metrics)
+    scores["truncated"] = sum(hypothesis.truncated for hypothesis in found.hypotheses) / len(found.hypotheses)
+    if split.objects:
+        scores |= scene_scores(
+            Described(model.vocabulary.decode(best.tokens), objects, best.alphas, model.grid)
+            for objects, best in zip(split.objects, found.hypotheses, strict=True)
+        )
+    return scores
+
+
+def coco_results(ids: Sequence[int | str], captions: Sequence[str]) -> list[dict[str, int | str]]:
+    """The JSON values of a COCO results file."""
+    return [{"image_id": image, "caption": caption} for image, caption in zip(ids, captions, strict=True)]
+
+
+@contextmanager
+def _open_bundle(path: Path) -> Iterator[Model]:
+    bundle = Bundle.open(path)
+    with open_backend("auto", bundle) as backend:
+
+        def find(pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> list[list[Hypothesis]]:
+            chosen = CaptionOptions(search=options, attention=with_alphas)
+            return Captioner(bundle, backend, chosen).caption_pixels(pixels)
+
+        yield Model(
+            path=path,
+            runs_on=backend.description,
+            search=find,
+            vocabulary=bundle.vocabulary,
+            preprocessing=bundle.manifest.preprocessing,
+            search_options=Captioner(bundle, backend, CaptionOptions()).search_options,
+            grid=(bundle.manifest.dimensions.rows, bundle.manifest.dimensions.columns),
+        )
+
+
+def _load_checkpoint(path: Path) -> Model:
+    checkpoint = load_checkpoint(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # The reference is float32: convolutions would run in TF32 on a GPU otherwise.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    captioner = checkpoint.captioner.to(device)
+    spec = checkpoint.description.preprocessing
+    return Model(
+        path=resolve_checkpoint(path),
+        runs_on=f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager",
+        search=TorchDecoder(captioner, checkpoint.vocabulary).search,
+        vocabulary=checkpoint.vocabulary,
+        preprocessing=spec,
+        search_options=SearchOptions(max_length=checkpoint.description.max_length),
+        grid=captioner.encoder.grid(spec.size),
+    )

@@ -1,0 +1,104 @@
+"""`saccade evaluate`."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.cli import metrics_option, score_table
+from benchmarks.evaluation import Model, caption_split, coco_results, open_model, split_scores
+from saccade import __version__
+from saccade.errors import DataError, OutputError
+from saccade.files import write_json
+from saccade.progress import Reporter
+from training.config import load_config
+from training.data import SplitName, load_split
+from training.java_metrics import open_metrics
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Training configuration; its [data] says what the splits are.",
+)
+@click.option("--split", required=True, type=click.Choice(["validation", "test"]), help="What is captioned.")
+@click.option(
+    "--beam",
+    "beams",
+    multiple=True,
+    default=(3,),
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows searched per image; 1 is greedy. May be given several times.",
+)
+@metrics_option
+@click.option("--limit", type=click.IntRange(min=1), help="The first N images of the split only.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="X.json writes COCO results X.beam3.json for beam 3 and so on, and X.scores.json.",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def evaluate(
+    model: Path,
+    data: Path,
+    split: SplitName,
+    beams: tuple[int, ...],
+    metrics: tuple[str, ...],
+    limit: int | None,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """Caption a split with MODEL and score the captions: a column of scores for each beam.
+
+    MODEL is a bundle, a checkpoint, or the folder of a training run, whose best epoch is then taken. Images are
+    preprocessed as the model wants them, whatever the configuration says. Both sides are tokenised by saccade's own
+    rule; for coco-caption's, give the results to `saccade score`.
+    """
+    config, reporter = load_config(data), Reporter(quiet=quiet)
+    report: dict[int, dict[str, float]] = {}
+    with open_metrics(metrics) as opened_metrics, open_model(model) as opened:
+        reporter.say(f"{opened.path} on {opened.runs_on}")
+        with reporter.task(f"loading {split}", limit, unit="images") as progress:
+            images = load_split(config.data, split, opened.preprocessing, limit=limit, progress=progress)
+        if images is None:
+            raise DataError(f"{data} has no {split} split: choose another --split")
+        for beam in dict.fromkeys(beams):
+            with reporter.task(f"beam {beam}", len(images), unit="images") as progress:
+                found = caption_split(opened, images, beam, progress=progress)
+            if out:
+                _write(out, f"beam{beam}", coco_results(images.ids, found.captions))
+            report[beam] = split_scores(opened, images, found, opened_metrics) | {"seconds": found.seconds}
+        if out:
+            about = {"data": str(data), "split": split, "images": len(images)}
+            _write(out, "scores", _description(opened, metrics) | about | {"beams": report})
+    click.echo(score_table({f"beam {beam}": scores for beam, scores in report.items()}))
+
+
+def _write(out: Path, what: str, value: Any) -> None:
+    path = out.with_name(f"{out.stem}.{what}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _description(model: Model, metrics: tuple[str, ...]) -> dict[str, Any]:
+    packages = ("numpy", "torch", *(("pycocoevalcap",) if metrics else ()))
+    return {
+        "model": str(model.path),
+        "runs_on": model.runs_on,
+        "search": {name: value for name, value in asdict(model.search_options).items() if name != "beam"},
+        "tokenizer": "saccade",
+        "versions": {"saccade": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+    }

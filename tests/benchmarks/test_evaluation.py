@@ -1,0 +1,162 @@
+"""`saccade evaluate`: a model on a split, from TOML to scores and COCO results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation import caption_split, coco_results, open_model, split_scores
+from benchmarks.scoring import score_results
+from saccade.errors import CheckpointError
+from saccade.preprocessing import PreprocessSpec
+from tests.bundles import MAX_LENGTH, SPEC, patchworks
+from tests.commands import call
+from training.config import load_config
+from training.data import Split, draw_pixels, load_split
+from training.scenes import generate_scene, write_scenes
+
+CONFIG = """
+[data]
+kind = "scenes"
+train = { first_seed = 0, count = 4 }
+validation = { first_seed = 100, count = 5 }
+test = { first_seed = 200, count = 6 }
+render_size = 64
+
+[preprocessing]
+size = 64
+geometry = "squash"
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+
+[encoder]
+name = "compact"
+
+[decoder]
+
+[optimisation]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def photos() -> Split:
+    """Patchworks, which get captions of their own, with references that some words of those match."""
+    return Split(patchworks(7, seed=1), [(("a", "red", "dog"), ("two", "cat"))] * 7, ids=range(7))
+
+
+def test_a_split_is_preprocessed_as_the_model_wants_it_and_named_by_its_seeds(config: Path) -> None:
+    spec = PreprocessSpec(size=48, geometry="squash", mean=SPEC.mean, std=SPEC.std)
+    images = load_split(load_config(config).data, "test", spec, limit=2)
+    assert images is not None
+    assert list(images.ids) == [200, 201]
+    np.testing.assert_array_equal(images.images[1], draw_pixels(201, spec, render_size=64))
+    assert images.captions[1] == tuple(caption.words for caption in generate_scene(201).captions)
+
+
+def test_a_checkpoint_and_its_bundle_say_and_score_the_same(
+    tiny_checkpoint: Path, tiny_bundle: Path, photos: Split
+) -> None:
+    for beam in (1, 4):
+        outcomes = []
+        for path in (tiny_checkpoint, tiny_bundle):
+            with open_model(path) as model:
+                assert (model.path, model.grid, model.search_options.max_length) == (path, (4, 4), MAX_LENGTH)
+                found = caption_split(model, photos, beam)
+                outcomes.append((found.captions, split_scores(model, photos, found, {})))
+        assert outcomes[0] == outcomes[1]
+        assert len(set(outcomes[0][0])) > 2
+
+
+def test_beams_differ(tiny_checkpoint: Path, photos: Split) -> None:
+    with open_model(tiny_checkpoint) as model:
+        assert caption_split(model, photos, 1).captions != caption_split(model, photos, 5).captions
+
+
+def test_further_metrics_get_words_and_references(tiny_checkpoint: Path, photos: Split) -> None:
+    def count_references(hypotheses: Any, references: Any) -> float:
+        assert all(isinstance(word, str) for caption in hypotheses for word in caption)
+        return float(sum(map(len, references)))
+
+    with open_model(tiny_checkpoint) as model:
+        found = caption_split(model, photos, 1)
+        assert split_scores(model, photos, found, {"REFERENCES": count_references})["REFERENCES"] == 14
+
+
+def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no checkpoint"), open_model(tmp_path):
+        pass
+
+
+def test_coco_results_have_an_entry_an_image() -> None:
+    assert coco_results(["a7", 8], ["a dog", "a cat"]) == [
+        {"image_id": "a7", "caption": "a dog"},
+        {"image_id": 8, "caption": "a cat"},
+    ]
+
+
+def test_the_command_writes_what_saccade_score_scores_the_same(
+    tiny_checkpoint: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new folder/results.json"
+    options = ("--split", "validation", "--beam", "1", "--beam", "2", "--limit", "3", "--out", out)
+    outcome = call(capsys, "evaluate", tiny_checkpoint, "--data", config, *options)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0].split() == ["beam", "1", "beam", "2"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "results.beam1.json",
+        "results.beam2.json",
+        "results.scores.json",
+    ]
+    report = json.loads(out.with_name("results.scores.json").read_text())
+    assert (report["split"], report["images"], report["tokenizer"]) == ("validation", 3, "saccade")
+    assert (report["model"], report["data"]) == (str(tiny_checkpoint), str(config))
+    assert report["search"]["max_length"] == MAX_LENGTH
+    assert {"saccade", "python", "torch"} <= report["versions"].keys()
+    write_scenes(tmp_path / "scenes", first_seed=100, count=3, size=32)
+    for beam in ("1", "2"):
+        scores = report["beams"][beam]
+        assert scores["seconds"] > 0
+        again = score_results(out.with_name(f"results.beam{beam}.json"), tmp_path / "scenes/captions.json")
+        assert again == {name: pytest.approx(scores[name]) for name in again}
+        assert f"{scores['CIDEr-D']:.4f}" in next(line for line in outcome.out.splitlines() if "CIDEr-D" in line)
+
+
+def test_missing_metrics_are_told_before_the_model_is_opened(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    outcome = call(capsys, "evaluate", tmp_path, "--data", config, "--split", "test", "--metrics", "meteor")
+    assert outcome.error.endswith("pip install 'saccade[metrics]'")
+
+
+def test_captions_are_kept_when_a_metric_fails(
+    tiny_checkpoint: Path, config: Path, photos: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def failing(_: object) -> Iterator[dict[str, Any]]:
+        yield {"METEOR": lambda *_: 1 / 0}
+
+    from benchmarks import evaluation_cli
+
+    monkeypatch.setattr(evaluation_cli, "open_metrics", failing)
+    monkeypatch.setattr(evaluation_cli, "load_split", lambda *_, **__: photos)
+    callback = evaluation_cli.evaluate.callback
+    assert callback
+    out = tmp_path / "x.json"
+    with pytest.raises(ZeroDivisionError):
+        callback(tiny_checkpoint, config, "test", (1,), ("meteor",), None, out, True)
+    assert len(json.loads((tmp_path / "x.beam1.json").read_text())) == 7
