@@ -8,9 +8,10 @@ from benchmarks.scoring import score_results
 from engine.captioner import Captioner, CaptionOptions
 from engine.run import run
 from saccade.bundle import Bundle
+from saccade.errors import ConfigError
 from saccade.progress import Reporter
-from saccade.structure import unstructure
-from training.config import load_config
+from saccade.structure import structure
+from training.config import TrainingConfig, load_config
 
 ROOT = Path(__file__).parent.parent
 BUNDLE, SCENES = ROOT / "examples/bundle", ROOT / "examples/scenes"
@@ -18,7 +19,8 @@ BUNDLE, SCENES = ROOT / "examples/bundle", ROOT / "examples/scenes"
 
 def test_the_shipped_bundle_was_trained_by_the_shipped_configuration() -> None:
     provenance = Bundle.open(BUNDLE).manifest.provenance
-    assert provenance["config"] == unstructure(load_config(ROOT / "configs/scenes-soft.toml"))
+    trained = structure(provenance["config"], TrainingConfig, source="provenance", error=ConfigError)
+    assert trained == load_config(ROOT / "configs/scenes-soft.toml")
 
 
 def test_the_shipped_bundle_is_at_most_8_megabytes() -> None:

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from saccade.errors import DivergenceError
 from saccade.vocabulary import Vocabulary
-from training.config import ConceptOptions, OptimisationOptions
+from training.config import ConceptOptions
 from training.data import Progress, Split
 from training.model import Captioner
+from training.optimisation import OptimisationOptions
 
 Concept = tuple[int, ...]
 """The id of a word, or of two in the order of the sentence."""

@@ -16,6 +16,7 @@ from training.datasets import PhotoData
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import DecoderOptions
+from training.optimisation import OptimisationOptions
 from training.scene_data import SceneData
 
 
@@ -66,40 +67,6 @@ class ConceptOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptimisationOptions:
-    """How the weights are fitted.
-
-    batch_images : images per step; captions_per_image : references of each that are drawn per epoch
-    warmup_steps : linear rise of the learning rate, then a cosine down to zero at the last epoch
-    gradient_clip : largest norm of the gradient
-    doubly_stochastic : lambda of the penalty that asks every place to be looked at (Eq. 14)
-    precision : of the arithmetic; weights and optimiser stay float32
-    """
-
-    epochs: int
-    batch_images: int = 32
-    captions_per_image: int = 5
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    weight_decay: float = 0.0
-    gradient_clip: float = 5.0
-    doubly_stochastic: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        at_least_one = ("epochs", "batch_images", "captions_per_image")
-        problems = [f"{name} must be at least 1" for name in at_least_one if getattr(self, name) < 1]
-        not_negative = ("warmup_steps", "weight_decay", "doubly_stochastic", "seed")
-        problems += [f"{name} must be 0 or more" for name in not_negative if getattr(self, name) < 0]
-        problems += [
-            f"{name} must be above 0" for name in ("learning_rate", "gradient_clip") if getattr(self, name) <= 0
-        ]
-        if problems:
-            raise ConfigError("invalid optimisation: " + "; ".join(problems))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationOptions:
     """Captions are decoded by beam search after each epoch; the best epoch by `metric` is kept.
 
@@ -139,12 +106,27 @@ class TrainingConfig:
     cache: str = "cache/annotations"
 
     def __post_init__(self) -> None:
-        if self.decoder.attention != "hard" and self.validation.decode_mode != "expected":
-            raise ConfigError(f'decode_mode = "{self.validation.decode_mode}" is for attention = "hard"')
-        if self.decoder.attention != "hard" and self.hard != HardOptions():
-            raise ConfigError(f'[hard] is for attention = "hard", not "{self.decoder.attention}": remove it')
-        if self.encoder.frozen and self.concepts.is_wanted:
-            raise ConfigError("a frozen encoder learns no concepts: remove [concepts] or set frozen = false")
+        for problem, found in self._contradictions().items():
+            if found:
+                raise ConfigError(problem)
+
+    def _contradictions(self) -> dict[str, bool]:
+        """What must not be, and whether it is."""
+        kind, optimisation = self.decoder.attention, self.optimisation
+        return {
+            f'[hard] is for attention = "hard", not "{kind}": remove it': kind != "hard" and self.hard != HardOptions(),
+            f'decode_mode = "{self.validation.decode_mode}" is for attention = "hard", not "{kind}"': kind != "hard"
+            and self.validation.decode_mode != "expected",
+            "label_smoothing has no place in the bound that hard attention maximises: set it to 0": kind == "hard"
+            and optimisation.label_smoothing > 0,
+            "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
+            and self.concepts.is_wanted,
+            "a frozen encoder has no encoder_learning_rate: remove it or set frozen = false": self.encoder.frozen
+            and optimisation.encoder_learning_rate is not None,
+            "plateau_patience must be shorter than validation.patience, which ends the training": (
+                optimisation.schedule == "plateau" and optimisation.plateau_patience >= self.validation.patience
+            ),
+        }
 
 
 def load_config(path: Path) -> TrainingConfig:

@@ -173,7 +173,7 @@ def _features(architecture: str, width: int, *, without_last_pool: bool = False)
 class Compact(nn.Sequential):
     """A small residual network for training from scratch: a grid of 1/16 of the image's side, 151 wide.
 
-    An annotation has three parts: what is at its cell; what is around it, from a field as wide as the image, so that
+    An annotation has three parts: what is at its cell; what is around it, from a field of most of the image, so that
     the place of a thing can tell what is next to it; and where the cell is. Trained from scratch, a network without the
     last has to learn that from the padding alone, and a decoder what it has named already.
     """
@@ -187,7 +187,7 @@ class Compact(nn.Sequential):
         self.detail = nn.Sequential(_conv(98, 128), Residual(128))
         self.scales = _Side(
             nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(128, 78, 1)),
-            nn.Sequential(_conv(128, 192, stride=2), Residual(192), Residual(192), nn.Conv2d(192, 48, 1)),
+            nn.Sequential(_conv(128, 144, stride=2), Residual(144), nn.Conv2d(144, 48, 1)),
         )
         self.leave_place = Tents(5)
 

@@ -39,8 +39,6 @@ class OptimisationOptions:
     weight_decay : of matrices and filters; not of biases, norms and embeddings
     gradient_clip : largest norm of the gradient
     label_smoothing : share of the target's probability that is spread over all words
-    scheduled_sampling : probability of feeding back the model's own word in the last epoch, see
-        `scheduled_sampling_probability`; 0 always feeds the reference's
     average_decay : validate and keep an exponential moving average of the weights, which keeps this share of itself at
         each step and so remembers about 1 / (1 - average_decay) steps; 0 keeps the weights themselves
     doubly_stochastic : lambda of the penalty that asks every place to be looked at (Eq. 14)
@@ -62,7 +60,6 @@ class OptimisationOptions:
     weight_decay: float = 0.0
     gradient_clip: float = 5.0
     label_smoothing: float = 0.0
-    scheduled_sampling: float = 0.0
     average_decay: float = 0.0
     doubly_stochastic: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -75,8 +72,6 @@ class OptimisationOptions:
             for name in names
             if (value := getattr(self, name)) is not None and not fits(value)
         ]
-        if self.scheduled_sampling and self.epochs == 1:
-            problems.append("scheduled_sampling rises from 0 in the first epoch: it needs at least 2 epochs")
         if problems:
             raise ConfigError("invalid optimisation: " + "; ".join(problems))
 
@@ -90,21 +85,22 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0": (lambda value: value > 0, ("learning_rate", "encoder_learning_rate", "gradient_clip")),
     "above 0 and below 1": (lambda value: 0 < value < 1, ("plateau_factor",)),
     "in [0, 1)": (lambda value: 0 <= value < 1, ("label_smoothing", "average_decay")),
-    "in [0, 1]": (lambda value: 0 <= value <= 1, ("scheduled_sampling",)),
 }
 """What a value must be, and of which fields; not-a-number is nothing of this."""
 
 
 class Optimisation:
-    """Fits the weights of a captioner that are not frozen.
+    """Fits the weights of a captioner that are not frozen, and those of a task beside it.
 
     Build it when the captioner is on its device; `restore` continues an earlier one.
     """
 
-    def __init__(self, captioner: Captioner, options: OptimisationOptions, *, batches: int) -> None:
+    def __init__(
+        self, captioner: Captioner, options: OptimisationOptions, *, batches: int, beside: nn.Module | None = None
+    ) -> None:
         """In all, `step` will be given the losses of `batches` batches; the cosine and linear schedules end there."""
         self._options = options
-        groups = _groups(captioner, options)
+        groups = _groups(captioner, beside, options)
         self._optimiser = _OPTIMISERS[options.optimiser](groups)
         self._trained = nn.ParameterList(parameter for group in groups for parameter in group["params"])
         self._schedule = _schedule(self._optimiser, options, batches // options.accumulate)
@@ -219,21 +215,16 @@ class Optimisation:
             self._trained[int(key)].grad = _laid_out_like(self._trained[int(key)], gradient)
 
 
-def scheduled_sampling_probability(epoch: int, epochs: int, largest: float) -> float:
-    """How often the model is fed its own word instead of the reference's (Bengio et al. 2015, linear form).
-
-    epoch : from 1, where it is 0, to `epochs`, where it is `largest`
-    """
-    return largest * (epoch - 1) / max(1, epochs - 1)
-
-
-def _groups(captioner: Captioner, options: OptimisationOptions) -> list[dict[str, Any]]:
+def _groups(captioner: Captioner, beside: nn.Module | None, options: OptimisationOptions) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay, the decoder's first; frozen ones are in no group."""
-    groups = []
-    for part, rate in (
+    parts: list[tuple[nn.Module, float]] = [
         (captioner.decoder, options.learning_rate),
         (captioner.encoder, options.encoder_learning_rate or options.learning_rate),
-    ):
+    ]
+    if beside is not None:
+        parts.append((beside, options.learning_rate))
+    groups = []
+    for part, rate in parts:
         embeddings = {module.weight for module in part.modules() if isinstance(module, nn.Embedding)}
         trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
         decaying = {

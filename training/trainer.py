@@ -44,11 +44,13 @@ from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
+from training.optimisation import Optimisation
 from training.scene_data import SceneData
 
 log = logging.getLogger(__name__)
 
-_CONCEPTS = "concepts."
+_OPTIMISATION, _CONCEPTS = "optimisation.", "concepts."
+"""What the names of the trainer's tensors begin with."""
 
 
 @dataclass(slots=True)
@@ -91,13 +93,15 @@ class Trainer:
         vocabulary = self._vocabulary(train)
         captioner = self._captioner(vocabulary, pretrained=not resuming)
         self._concepts = self._concept_task(captioner, train, vocabulary)
-        optimiser = torch.optim.AdamW(
-            [parameter for parameter in self._parameters(captioner) if parameter.requires_grad],
-            lr=self.config.optimisation.learning_rate,
-            weight_decay=self.config.optimisation.weight_decay,
+        options = self.config.optimisation
+        optimisation = Optimisation(
+            captioner,
+            options,
+            batches=options.epochs * batch_count(train, options.batch_images),
+            beside=self._concepts if self.config.concepts.weight else None,
         )
         if resuming:
-            self._resume(captioner, optimiser, vocabulary)
+            self._resume(captioner, optimisation, vocabulary)
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
@@ -111,14 +115,16 @@ class Trainer:
         while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
             began = time.monotonic()
             self._state.epoch += 1
-            self._train_epoch(captioner, optimiser, vocabulary, train, metrics)
-            scores = evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
-            self._state.seconds += time.monotonic() - began
-            self._state.scores = scores
-            metrics.write(
-                self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()}
-            )
-            self._keep(captioner, optimiser, vocabulary)
+            self._train_epoch(captioner, optimisation, vocabulary, train, metrics)
+            with optimisation.averaged_weights():
+                scores = evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
+                optimisation.after_epoch(scores[self.config.validation.metric])
+                self._state.seconds += time.monotonic() - began
+                self._state.scores = scores
+                metrics.write(
+                    self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()}
+                )
+                self._keep(captioner, optimisation, vocabulary)
             self._say(scores)
         metrics.close()
         return self._score_best(test, search_options, grid) if test else self._best_scores()
@@ -195,11 +201,6 @@ class Trainer:
             return None
         return Concepts(captioner.encoder.width, train, vocabulary, options).to(self.device)
 
-    def _parameters(self, captioner: Captioner) -> list[torch.nn.Parameter]:
-        """What training fits: the captioner, and the head of the concepts where they are learned beside it."""
-        beside = self._concepts if self._concepts is not None and self.config.concepts.weight else None
-        return [*captioner.parameters(), *(beside.parameters() if beside is not None else ())]
-
     def _pretrain(self, captioner: Captioner, train: Split) -> None:
         options = self.config.concepts
         if self._concepts is None or not options.epochs:
@@ -212,7 +213,7 @@ class Trainer:
     def _train_epoch(
         self,
         captioner: Captioner,
-        optimiser: torch.optim.Optimizer,
+        optimisation: Optimisation,
         vocabulary: Vocabulary,
         train: Split,
         metrics: _MetricsLog,
@@ -225,28 +226,24 @@ class Trainer:
         with self._reporter.task(f"epoch {self._state.epoch}", len(train), unit="images") as progress:
             done = 0
             for batch in epoch:
-                loss = self._train_step(captioner, optimiser, batch, train)
+                rate = optimisation.rate
+                loss = self._train_step(captioner, optimisation, batch)
                 done += len(batch.images)
                 if self._state.step % 20 == 0:
-                    metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": self._rate(train)})
+                    metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": rate})
                 progress(done, loss=loss)
 
-    def _train_step(self, captioner: Captioner, optimiser: torch.optim.Optimizer, batch: Batch, train: Split) -> float:
-        options = self.config.optimisation
+    def _train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
         batch = Batch(*(part.to(self.device) for part in batch))
-        for group in optimiser.param_groups:
-            group["lr"] = self._rate(train)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+        bfloat16 = self.config.optimisation.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             likelihood, loss = self._losses(captioner, batch)
         if not torch.isfinite(loss):
             raise DivergenceError(
                 f"the loss became {loss.item()} at step {self._state.step + 1}: "
                 "lower learning_rate or gradient_clip, or use float32"
             )
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self._parameters(captioner), options.gradient_clip)
-        optimiser.step()
+        optimisation.step(loss)
         self._state.step += 1
         return float(likelihood.detach())
 
@@ -263,21 +260,15 @@ class Trainer:
             likelihood, loss = variational_loss(forced, batch.targets, batch.mask, choices, self._state.baseline, hard)
         else:
             forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations)
-            likelihood = loss = F.cross_entropy(at_least_float32(forced.logits), batch.targets)
+            logits = at_least_float32(forced.logits)
+            likelihood = F.cross_entropy(logits, batch.targets)
+            smoothing = options.label_smoothing
+            loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing) if smoothing else likelihood
         if self._concepts is not None and self.config.concepts.weight:
             loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.indices)
         if options.doubly_stochastic:
             loss = loss + options.doubly_stochastic * doubly_stochastic_penalty(forced.alphas, batch.mask)
         return likelihood, loss
-
-    def _rate(self, train: Split) -> float:
-        """Linear warm-up, then a half cosine to zero."""
-        options = self.config.optimisation
-        total = options.epochs * batch_count(train, options.batch_images)
-        if self._state.step < options.warmup_steps:
-            return options.learning_rate * (self._state.step + 1) / options.warmup_steps
-        done = (self._state.step - options.warmup_steps) / max(1, total - options.warmup_steps)
-        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def _is_out_of_patience(self) -> bool:
         out = self._state.epoch - self._state.best_epoch >= self.config.validation.patience and self._state.epoch > 0
@@ -285,9 +276,10 @@ class Trainer:
             log.info("no better epoch than %d for %d epochs", self._state.best_epoch, self.config.validation.patience)
         return out
 
-    def _keep(self, captioner: Captioner, optimiser: torch.optim.Optimizer, vocabulary: Vocabulary) -> None:
+    def _keep(self, captioner: Captioner, optimisation: Optimisation, vocabulary: Vocabulary) -> None:
         """Write this epoch's checkpoint, then point to it, then drop the ones no pointer names."""
         state = self._state
+        tensors, values = optimisation.state()
         score = state.scores[self.config.validation.metric]
         improved = score > state.best_score
         if improved:
@@ -297,8 +289,8 @@ class Trainer:
             self.folder / "checkpoints" / name,
             captioner,
             self._describe(vocabulary, {f"validation/{metric}": value for metric, value in state.scores.items()}),
-            trainer_tensors=_trainer_tensors(optimiser, self._concepts),
-            trainer_state=unstructure(state),
+            trainer_tensors=_trainer_tensors(tensors, self._concepts),
+            trainer_state={"trainer": unstructure(state), "optimisation": values},
             overwrite=True,
         )
         write_json(self.folder / "latest.json", {"checkpoint": name})
@@ -329,7 +321,7 @@ class Trainer:
             scores=scores,
         )
 
-    def _resume(self, captioner: Captioner, optimiser: torch.optim.Optimizer, vocabulary: Vocabulary) -> None:
+    def _resume(self, captioner: Captioner, optimisation: Optimisation, vocabulary: Vocabulary) -> None:
         folder = self.folder / "checkpoints" / str(read_json(self.folder / "latest.json")["checkpoint"])
         if read_description(folder).vocabulary != vocabulary.as_json():
             raise ConfigError(
@@ -338,8 +330,8 @@ class Trainer:
             )
         load_weights(captioner, folder)
         tensors, state = load_trainer(folder)
-        self._state = structure(state, TrainerState, source=str(folder), error=CheckpointError)
-        _restore_trainer(optimiser, self._concepts, tensors)
+        self._state = structure(state["trainer"], TrainerState, source=str(folder), error=CheckpointError)
+        optimisation.restore(_restore_trainer(tensors, self._concepts), state["optimisation"])
         self._point_to_best()  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
 
@@ -407,27 +399,26 @@ def _checkpoint_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-def _trainer_tensors(optimiser: torch.optim.Optimizer, concepts: Concepts | None) -> dict[str, Tensor]:
-    """Optimiser moments by the optimiser's own parameter numbers, random state, and the concepts' head."""
-    tensors = {"random_state": torch.get_rng_state()}
-    if concepts is not None:
-        tensors |= {f"{_CONCEPTS}{name}": value for name, value in concepts.state_dict().items()}
-    for number, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"{number}.{name}": value for name, value in moments.items()}
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+def _trainer_tensors(optimisation: dict[str, Tensor], concepts: Concepts | None) -> dict[str, Tensor]:
+    """The optimisation's own tensors, the random state, and the concepts' head."""
+    head = {} if concepts is None else concepts.state_dict()
+    return (
+        {f"{_OPTIMISATION}{name}": value for name, value in optimisation.items()}
+        | {f"{_CONCEPTS}{name}": value.contiguous() for name, value in head.items()}
+        | {"random_state": torch.get_rng_state()}
+    )
 
 
-def _restore_trainer(optimiser: torch.optim.Optimizer, concepts: Concepts | None, tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors.pop("random_state"))
+def _restore_trainer(tensors: dict[str, Tensor], concepts: Concepts | None) -> dict[str, Tensor]:
+    """Take back the random state and the concepts' head; returns what belongs to the optimisation."""
+    torch.set_rng_state(tensors["random_state"])
     if concepts is not None:
-        names = [name for name in tensors if name.startswith(_CONCEPTS)]
-        concepts.load_state_dict({name.removeprefix(_CONCEPTS): tensors.pop(name) for name in names})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        moments.setdefault(int(number), {})[name] = tensor
-    state = optimiser.state_dict()
-    optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        concepts.load_state_dict(_below(_CONCEPTS, tensors))
+    return _below(_OPTIMISATION, tensors)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

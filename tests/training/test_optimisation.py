@@ -18,7 +18,7 @@ from saccade.errors import ConfigError
 from saccade.structure import structure, unstructure
 from training.encoders import EncoderOptions
 from training.model import Captioner, DecoderOptions, build_captioner
-from training.optimisation import Optimisation, OptimisationOptions, scheduled_sampling_probability
+from training.optimisation import Optimisation, OptimisationOptions
 
 Schedule = Literal["cosine", "linear", "plateau", "constant"]
 OPTIMISERS: tuple[Literal["adamw", "adam", "rmsprop"], ...] = ("adamw", "adam", "rmsprop")
@@ -349,13 +349,6 @@ def test_a_state_from_before_the_first_epoch_is_json() -> None:
     json.dumps(optimisation.state()[1], allow_nan=False)
 
 
-def test_scheduled_sampling_rises_linearly_from_none_to_the_largest() -> None:
-    assert [scheduled_sampling_probability(epoch, 5, 0.4) for epoch in range(1, 6)] == pytest.approx(
-        [0.0, 0.1, 0.2, 0.3, 0.4]
-    )
-    assert scheduled_sampling_probability(1, 1, 0.0) == 0.0
-
-
 def test_all_problems_of_the_options_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         OptimisationOptions(
@@ -367,7 +360,6 @@ def test_all_problems_of_the_options_are_reported_at_once() -> None:
             plateau_factor=1.0,
             plateau_patience=0,
             label_smoothing=1.0,
-            scheduled_sampling=1.1,
             average_decay=1.0,
         )
     for problem in (
@@ -380,14 +372,8 @@ def test_all_problems_of_the_options_are_reported_at_once() -> None:
         "plateau_factor must be above 0 and below 1, got 1.0",
         "label_smoothing must be in [0, 1), got 1.0",
         "average_decay must be in [0, 1), got 1.0",
-        "scheduled_sampling must be in [0, 1], got 1.1",
     ):
         assert problem in str(caught.value)
-
-
-def test_scheduled_sampling_needs_a_second_epoch() -> None:
-    with pytest.raises(ConfigError, match="at least 2 epochs"):
-        OptimisationOptions(epochs=1, scheduled_sampling=0.25)
 
 
 def test_options_travel_through_a_configuration_file() -> None:

@@ -19,7 +19,6 @@ from tests.bundles import patchworks
 from training.checkpoint import load_checkpoint
 from training.config import (
     ConceptOptions,
-    OptimisationOptions,
     TrainingConfig,
     ValidationOptions,
     VocabularyOptions,
@@ -29,6 +28,7 @@ from training.datasets import JsonlData
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import Captioner, DecoderOptions
+from training.optimisation import OptimisationOptions
 from training.scene_data import SceneData, SceneSeeds
 from training.trainer import Trainer
 
