@@ -102,6 +102,7 @@ def _random_captioner(seed: int, attention: Literal["soft", "hard"]) -> Captione
         mean = captioner.eval().annotate(pictures).values.mean(dim=(0, 1))
         decoder = captioner.decoder
         for initial in (decoder.initial_hidden, decoder.initial_cell):
+            assert isinstance(initial, nn.Linear)
             initial.weight *= 8
             initial.bias.copy_(-initial.weight @ mean)
         decoder.from_context.weight *= 4

@@ -12,6 +12,7 @@ from saccade.errors import ConfigError
 from saccade.progress import Reporter
 from saccade.structure import structure
 from training.config import TrainingConfig, load_config
+from training.scene_data import SceneData
 
 ROOT = Path(__file__).parent.parent
 BUNDLE, SCENES = ROOT / "examples/bundle", ROOT / "examples/scenes"
@@ -29,6 +30,7 @@ def test_the_shipped_bundle_is_at_most_8_megabytes() -> None:
 
 def test_the_shipped_scenes_are_none_that_was_trained_or_chosen_on() -> None:
     data = load_config(ROOT / "configs/scenes-soft.toml").data
+    assert isinstance(data, SceneData)
     seeds = [int(file.stem) for file in (SCENES / "images").iterdir()]
     assert len(seeds) == 24
     assert not any(seed in split.seeds for seed in seeds for split in (data.train, data.validation, data.test))

@@ -12,6 +12,7 @@ from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
 from saccade.search import SearchOptions
 from saccade.structure import structure
+from training.augmentation import AugmentationOptions
 from training.datasets import PhotoData
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
@@ -91,6 +92,7 @@ class ValidationOptions:
 class TrainingConfig:
     """Everything that decides the result of `saccade train`, and where it keeps what it computes once.
 
+    augmentation : of the training images, none without it
     cache : folder for the annotations of a frozen encoder, which are computed once and kept
     """
 
@@ -103,6 +105,7 @@ class TrainingConfig:
     concepts: ConceptOptions = field(default_factory=ConceptOptions)
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    augmentation: AugmentationOptions | None = None
     cache: str = "cache/annotations"
 
     def __post_init__(self) -> None:
@@ -121,6 +124,9 @@ class TrainingConfig:
             and optimisation.label_smoothing > 0,
             "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
             and self.concepts.is_wanted,
+            "the annotations of a frozen encoder are computed once: remove [augmentation] or set frozen = false": (
+                self.encoder.frozen and self.augmentation is not None
+            ),
             "a frozen encoder has no encoder_learning_rate: remove it or set frozen = false": self.encoder.frozen
             and optimisation.encoder_learning_rate is not None,
             "plateau_patience must be shorter than validation.patience, which ends the training": (

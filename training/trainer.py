@@ -25,6 +25,7 @@ from saccade.progress import Reporter
 from saccade.search import SearchOptions
 from saccade.structure import structure, unstructure
 from saccade.vocabulary import Vocabulary
+from training.augmentation import Augmentation
 from training.checkpoint import (
     FORMAT_VERSION,
     Description,
@@ -80,6 +81,9 @@ class Trainer:
         self._reporter = reporter
         self._state = TrainerState()
         self._concepts: Concepts | None = None
+        self._augmentation = (
+            Augmentation(config.augmentation, size=config.preprocessing.size) if config.augmentation else None
+        )
 
     def run(self, *, overwrite: bool = False) -> dict[str, float]:
         """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split.
@@ -234,6 +238,8 @@ class Trainer:
                 progress(done, loss=loss)
 
     def _train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
+        if self._augmentation is not None:
+            batch = batch._replace(images=self._augmentation(batch.images))
         batch = Batch(*(part.to(self.device) for part in batch))
         bfloat16 = self.config.optimisation.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):

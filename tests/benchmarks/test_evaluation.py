@@ -63,7 +63,7 @@ def test_a_split_is_preprocessed_as_the_model_wants_it_and_named_by_its_seeds(co
     images = load_split(load_config(config).data, "test", spec, limit=2)
     assert images is not None
     assert list(images.ids) == [200, 201]
-    np.testing.assert_array_equal(images.images[1], draw_pixels(201, spec, render_size=64))
+    np.testing.assert_array_equal(images.images[:][1], draw_pixels(201, spec, render_size=64))
     assert images.captions[1] == tuple(caption.words for caption in generate_scene(201).captions)
 
 

@@ -83,7 +83,7 @@ def test_a_caption_does_not_depend_on_the_images_beside_it(tiny_bundle: Path, ba
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_hard_attention_looks_does_not_depend_on_the_images_beside_it(hard_bundle: Path, backend: str) -> None:
-    options = {"backend": backend, "decode_mode": "sample", "seed": 3}
+    options: dict[str, Any] = {"backend": backend, "decode_mode": "sample", "seed": 3}
     together = hypotheses(hard_bundle, **options)
     assert_same(
         together, [found for picture in PICTURES for found in hypotheses(hard_bundle, picture[None], **options)]

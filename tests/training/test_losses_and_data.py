@@ -7,7 +7,7 @@ import torch
 
 from saccade.preprocessing import PreprocessSpec
 from saccade.vocabulary import Vocabulary
-from training.concepts import ConceptHead, concept_targets
+from training.concepts import Concepts, concept_targets
 from training.config import ConceptOptions
 from training.data import Split, batch_count, batches, draw_pixels, generate_split, repeated
 from training.losses import doubly_stochastic_penalty
@@ -87,7 +87,7 @@ def test_repeated_captions_stand_side_by_side() -> None:
 def test_generated_splits_are_the_scenes_of_their_seeds() -> None:
     """Drawn by several processes, preprocessed like files, in the order of the seeds."""
     split = generate_split(range(5, 8), SPEC, render_size=64)
-    for pixels, seed in zip(split.images, range(5, 8), strict=True):
+    for pixels, seed in zip(split.images[:], range(5, 8), strict=True):
         np.testing.assert_array_equal(pixels, draw_pixels(seed, SPEC, render_size=64))
     assert [len(references) for references in split.captions] == [5, 5, 5]
     assert all(2 <= len(objects) <= 4 for objects in split.objects)
@@ -113,7 +113,18 @@ def test_concepts_may_be_pairs_of_near_words_in_their_order() -> None:
 
 
 def test_concept_logits_add_up_the_odds_of_the_places() -> None:
-    head = ConceptHead(3, 2)
+    concepts = Concepts(3, toy_split(), VOCABULARY, ConceptOptions(least_share=0.0))
     values = torch.randn(1, 4, 3)
-    odds = head.concepts(values).exp().sum(dim=1)
-    torch.testing.assert_close(head(values).exp(), odds)
+    odds = concepts.head(values).exp().sum(dim=1)
+    torch.testing.assert_close(concepts(values).exp(), odds)
+
+
+def test_the_loss_of_concepts_is_of_the_images_that_are_named() -> None:
+    split = toy_split()
+    concepts = Concepts(3, split, VOCABULARY, ConceptOptions(least_share=0.0))
+    _, targets = concept_targets(split, VOCABULARY, ConceptOptions(least_share=0.0))
+    values = torch.randn(2, 4, 3)
+    logits = concepts(values)
+    probabilities, wanted = logits.sigmoid(), targets[[1, 0]]
+    expected = -(wanted * probabilities.log() + (1 - wanted) * (1 - probabilities).log()).sum(dim=1).mean()
+    torch.testing.assert_close(concepts.loss(values, torch.tensor([1, 0])), expected)

@@ -16,6 +16,7 @@ from saccade.errors import CheckpointError, ConfigError, DivergenceError, Output
 from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
 from tests.bundles import patchworks
+from training.augmentation import AugmentationOptions
 from training.checkpoint import load_checkpoint
 from training.config import (
     ConceptOptions,
@@ -44,7 +45,7 @@ CONFIG = TrainingConfig(
     vocabulary=VocabularyOptions(min_count=1),
     encoder=EncoderOptions(name="compact"),
     decoder=DecoderOptions(attention_width=8, embedding_width=8, hidden_width=8, dropout=0.2),
-    concepts=ConceptOptions(epochs=1),
+    concepts=ConceptOptions(epochs=1, least_share=0.0),
     optimisation=OptimisationOptions(epochs=2, batch_images=8, captions_per_image=2, warmup_steps=2),
     validation=ValidationOptions(beam=2, max_length=12),
 )
@@ -73,7 +74,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     config = replace(
         CONFIG,
         decoder=replace(CONFIG.decoder, attention=attention),
-        concepts=ConceptOptions(epochs=1, weight=0.1, pairs_within=2),
+        concepts=ConceptOptions(epochs=1, weight=0.1, pairs_within=2, least_share=0.2),
+        augmentation=AugmentationOptions(),
     )
     train(tmp_path / "whole", config)
     steps = 0
@@ -112,7 +114,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = torch.tensor(float("nan"))
-    monkeypatch.setattr("training.trainer.caption_loss", lambda *_, **__: (nan, nan))
+    monkeypatch.setattr("training.trainer.F.cross_entropy", lambda *_, **__: nan)
     with pytest.raises(DivergenceError, match="became nan at step 1"):
         train(tmp_path / "run")
 
