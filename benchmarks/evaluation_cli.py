@@ -17,7 +17,7 @@ from saccade.errors import DataError, OutputError
 from saccade.files import write_json
 from saccade.progress import Reporter
 from training.config import load_config
-from training.data import SplitName, load_split
+from training.data import SplitName, load_split, open_data
 from training.java_metrics import open_metrics
 
 
@@ -68,7 +68,7 @@ def evaluate(
     with open_metrics(metrics) as opened_metrics, open_model(model) as opened:
         reporter.say(f"{opened.path} on {opened.runs_on}")
         with reporter.task(f"loading {split}", limit, unit="images") as progress:
-            images = load_split(config.data, split, opened.preprocessing, limit=limit, progress=progress)
+            images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)
         if images is None:
             raise DataError(f"{data} has no {split} split: choose another --split")
         for beam in dict.fromkeys(beams):

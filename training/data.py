@@ -18,13 +18,15 @@ from torch import Tensor
 
 from saccade.preprocessing import PreprocessSpec, resize
 from saccade.vocabulary import Vocabulary
-from training.datasets import PhotoData, PhotoPixels, read_photos
+from training.datasets import Photo, PhotoData, PhotoPixels, read_photos
 from training.scene_data import SceneData
 from training.scene_objects import SceneObject
 from training.scenes import Scene, generate_scene
 
 Progress = Callable[[int], None]
 SplitName = Literal["train", "validation", "test"]
+Data = SceneData | dict[str, tuple[Photo, ...]]
+"""Generated scenes, or the photographs of every split."""
 
 _POOL = 32
 """Batches whose captions are sorted by length together."""
@@ -97,8 +99,13 @@ def generate_split(
     return Split(pixels, captions, objects, seeds, identities)
 
 
+def open_data(options: SceneData | PhotoData) -> Data:
+    """What `load_split` takes the splits from: files are listed and checked once for all of them. Raises DataError."""
+    return options if isinstance(options, SceneData) else read_photos(options)
+
+
 def load_split(
-    data: SceneData | PhotoData,
+    data: Data,
     name: SplitName,
     spec: PreprocessSpec,
     *,
@@ -109,7 +116,7 @@ def load_split(
     if isinstance(data, SceneData):
         seeds: range = getattr(data, name).seeds[:limit]
         return generate_split(seeds, spec, render_size=data.render_size, progress=progress)
-    photos = read_photos(data).get(name)
+    photos = data.get(name)
     if photos is None:
         return None
     photos = photos[:limit]

@@ -198,7 +198,7 @@ class Optimisation:
         of either kind.
         """
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, moment in _below("moments.", tensors).items():
+        for key, moment in below("moments.", tensors).items():
             number, _, name = key.partition(".")
             moments.setdefault(int(number), {})[name] = _laid_out_like(self._trained[int(number)], moment)
         groups = self._optimiser.state_dict()["param_groups"]
@@ -208,10 +208,10 @@ class Optimisation:
         self._schedule.load_state_dict(values["schedule"])
         self._plateau.load_state_dict(values["plateau"])
         if self._average is not None:
-            self._trained.load_state_dict(_below("weights.", tensors))
-            self._average.load_state_dict(_below("average.", tensors))
+            self._trained.load_state_dict(below("weights.", tensors))
+            self._average.load_state_dict(below("average.", tensors))
         self._pending = values["pending"]
-        for key, gradient in _below("gradients.", tensors).items():
+        for key, gradient in below("gradients.", tensors).items():
             self._trained[int(key)].grad = _laid_out_like(self._trained[int(key)], gradient)
 
 
@@ -253,7 +253,8 @@ def _schedule(optimiser: Optimizer, options: OptimisationOptions, steps: int) ->
     return SequentialLR(optimiser, [rise, fall], milestones=[warmup])
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -39,13 +39,13 @@ from training.checkpoint import (
 )
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
-from training.data import Batch, Split, SplitName, batch_count, batches, load_split, repeated
+from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data, repeated
 from training.evaluation import evaluate
 from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
-from training.optimisation import Optimisation
+from training.optimisation import Optimisation, below
 from training.scene_data import SceneData
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,9 @@ class Trainer:
         """
         resuming = self._prepare_folder(overwrite=overwrite)
         torch.manual_seed(self.config.optimisation.seed)
-        train, validation, test = self._required("train"), self._required("validation"), self._split("test")
+        data = open_data(self.config.data)
+        train, validation = self._required(data, "train"), self._required(data, "validation")
+        test = self._split(data, "test")
         vocabulary = self._vocabulary(train)
         captioner = self._captioner(vocabulary, pretrained=not resuming)
         self._concepts = self._concept_task(captioner, train, vocabulary)
@@ -154,14 +156,13 @@ class Trainer:
             )
         return True
 
-    def _split(self, name: SplitName) -> Split | None:
-        data = self.config.data
+    def _split(self, data: Data, name: SplitName) -> Split | None:
         total = len(getattr(data, name).seeds) if isinstance(data, SceneData) else None
         with self._reporter.task(f"reading the {name} split", total, unit="images") as progress:
             return load_split(data, name, self.config.preprocessing, progress=progress)
 
-    def _required(self, name: SplitName) -> Split:
-        split = self._split(name)
+    def _required(self, data: Data, name: SplitName) -> Split:
+        split = self._split(data, name)
         if split is None:
             raise ConfigError(f"training needs a {name} split, and [data] has none")
         return split
@@ -419,12 +420,8 @@ def _restore_trainer(tensors: dict[str, Tensor], concepts: Concepts | None) -> d
     """Take back the random state and the concepts' head; returns what belongs to the optimisation."""
     torch.set_rng_state(tensors["random_state"])
     if concepts is not None:
-        concepts.load_state_dict(_below(_CONCEPTS, tensors))
-    return _below(_OPTIMISATION, tensors)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        concepts.load_state_dict(below(_CONCEPTS, tensors))
+    return below(_OPTIMISATION, tensors)
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from saccade.preprocessing import PreprocessSpec
 from tests.bundles import MAX_LENGTH, SPEC, patchworks
 from tests.commands import call
 from training.config import load_config
-from training.data import Split, draw_pixels, load_split
+from training.data import Split, draw_pixels, load_split, open_data
 from training.scenes import generate_scene, write_scenes
 
 CONFIG = """
@@ -60,7 +60,7 @@ def photos() -> Split:
 
 def test_a_split_is_preprocessed_as_the_model_wants_it_and_named_by_its_seeds(config: Path) -> None:
     spec = PreprocessSpec(size=48, geometry="squash", mean=SPEC.mean, std=SPEC.std)
-    images = load_split(load_config(config).data, "test", spec, limit=2)
+    images = load_split(open_data(load_config(config).data), "test", spec, limit=2)
     assert images is not None
     assert list(images.ids) == [200, 201]
     np.testing.assert_array_equal(images.images[:][1], draw_pixels(201, spec, render_size=64))

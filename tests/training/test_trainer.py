@@ -25,7 +25,7 @@ from training.config import (
     VocabularyOptions,
     load_config,
 )
-from training.datasets import JsonlData
+from training.datasets import JsonlData, Photo, read_photos
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import Captioner, DecoderOptions
@@ -201,7 +201,9 @@ def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: p
     assert seen == 24 + 4 + 4 + 4  # the test split is captioned from its pixels
 
 
-def test_photographs_without_a_test_split_are_scored_on_validation(tmp_path: Path) -> None:
+def test_photographs_without_a_test_split_are_scored_on_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     captions = ["a red dog", "a dog on the left", "two dogs"]
     for split, count in (("train", 8), ("validation", 3)):
         names = [f"{split}{number}.png" for number in range(count)]
@@ -210,7 +212,16 @@ def test_photographs_without_a_test_split_are_scored_on_validation(tmp_path: Pat
         lines = [json.dumps({"image": name, "captions": captions}) for name in names]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     data = JsonlData(kind="jsonl", train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "validation.jsonl"))
+    listed = 0
+
+    def counted(options: JsonlData) -> dict[str, tuple[Photo, ...]]:
+        nonlocal listed
+        listed += 1
+        return read_photos(options)
+
+    monkeypatch.setattr("training.data.read_photos", counted)
     scores = train(tmp_path / "run", replace(CONFIG, data=data))
+    assert listed == 1  # for all splits
     assert "validation/CIDEr-D" in scores
     assert not any(name.startswith("test/") for name in scores)
 
