@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from saccade.vocabulary import Vocabulary
 from training.config import ConceptOptions
 from training.data import Progress, Split
 from training.model import Captioner
-from training.optimisation import OptimisationOptions
+from training.optimisation import OptimisationOptions, build_optimiser
 
 Concept = tuple[int, ...]
 """The id of a word, or of two in the order of the sentence."""
@@ -96,11 +97,15 @@ def pretrain_encoder(
 ) -> None:
     """Fit the captioner's encoder and the head of `concepts` for `options.epochs` epochs of the split.
 
-    Batch size, precision, gradient clip and seed are those of `optimisation`. The learning rate falls linearly to zero.
+    Optimiser, batch size, precision, gradient clip and seed are those of `optimisation`. The learning rate falls
+    linearly to zero.
     """
     device = captioner.mean.device
     parameters = [*captioner.encoder.parameters(), *concepts.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
+    optimiser = build_optimiser(
+        [(captioner.encoder, options.learning_rate), (concepts, options.learning_rate)],
+        replace(optimisation, weight_decay=0.0),
+    )
     images = optimisation.batch_images
     steps = options.epochs * math.ceil(len(split) / images)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saccade.errors import ConfigError
 from training.model import Captioner
+from training.muon import Muon
 
-_OPTIMISERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "rmsprop": RMSprop}
+_OPTIMISERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "rmsprop": RMSprop, "muon": Muon}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ class OptimisationOptions:
     batch_images : images per batch
     captions_per_image : references of each image that are drawn per epoch
     accumulate : batches per step; their gradients are averaged
-    optimiser : the paper uses RMSprop and Adam; AdamW is Adam with a weight decay that its moments do not see
+    optimiser : the paper uses RMSprop and Adam; AdamW is Adam with a weight decay that its moments do not see; Muon
+        is AdamW but for matrices and filters, and learns from scratch out of far fewer images
     learning_rate : the largest, at the end of the warm-up
     encoder_learning_rate : that of the encoder, None for the same; small for pretrained weights
     schedule : after the warm-up "cosine" and "linear" fall to zero at the last step, "plateau" is multiplied by
@@ -50,7 +52,7 @@ class OptimisationOptions:
     batch_images: int = 32
     captions_per_image: int = 5
     accumulate: int = 1
-    optimiser: Literal["adamw", "adam", "rmsprop"] = "adamw"
+    optimiser: Literal["adamw", "adam", "rmsprop", "muon"] = "adamw"
     learning_rate: float = 1e-3
     encoder_learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "plateau", "constant"] = "cosine"
@@ -100,9 +102,16 @@ class Optimisation:
     ) -> None:
         """In all, `step` will be given the losses of `batches` batches; the cosine and linear schedules end there."""
         self._options = options
-        groups = _groups(captioner, beside, options)
-        self._optimiser = _OPTIMISERS[options.optimiser](groups)
-        self._trained = nn.ParameterList(parameter for group in groups for parameter in group["params"])
+        parts: list[tuple[nn.Module, float]] = [
+            (captioner.decoder, options.learning_rate),
+            (captioner.encoder, options.encoder_learning_rate or options.learning_rate),
+        ]
+        if beside is not None:
+            parts.append((beside, options.learning_rate))
+        self._optimiser = build_optimiser(parts, options)
+        self._trained = nn.ParameterList(
+            parameter for group in self._optimiser.param_groups for parameter in group["params"]
+        )
         self._schedule = _schedule(self._optimiser, options, batches // options.accumulate)
         self._plateau = ReduceLROnPlateau(
             self._optimiser,
@@ -215,27 +224,26 @@ class Optimisation:
             self._trained[int(key)].grad = _laid_out_like(self._trained[int(key)], gradient)
 
 
-def _groups(captioner: Captioner, beside: nn.Module | None, options: OptimisationOptions) -> list[dict[str, Any]]:
-    """Parameters by learning rate and weight decay, the decoder's first; frozen ones are in no group."""
-    parts: list[tuple[nn.Module, float]] = [
-        (captioner.decoder, options.learning_rate),
-        (captioner.encoder, options.encoder_learning_rate or options.learning_rate),
-    ]
-    if beside is not None:
-        parts.append((beside, options.learning_rate))
+def build_optimiser(parts: Iterable[tuple[nn.Module, float]], options: OptimisationOptions) -> Optimizer:
+    """The optimiser of modules with their learning rates. Frozen parameters are in no group.
+
+    Matrices and filters, but not embeddings, are what weight decay and Muon are for.
+    """
     groups = []
     for part, rate in parts:
         embeddings = {module.weight for module in part.modules() if isinstance(module, nn.Embedding)}
         trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
-        decaying = {
+        matrices = {
             name: parameter
             for name, parameter in trained.items()
             if name.endswith("weight") and parameter.ndim > 1 and parameter not in embeddings
         }
-        others = [parameter for name, parameter in trained.items() if name not in decaying]
-        groups.append({"params": [*decaying.values()], "lr": rate, "weight_decay": options.weight_decay})
-        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+        others = [parameter for name, parameter in trained.items() if name not in matrices]
+        groups.append(
+            {"params": [*matrices.values()], "lr": rate, "weight_decay": options.weight_decay, "orthogonal": True}
+        )
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0, "orthogonal": False})
+    return _OPTIMISERS[options.optimiser]([group for group in groups if group["params"]])
 
 
 def _schedule(optimiser: Optimizer, options: OptimisationOptions, steps: int) -> LRScheduler:

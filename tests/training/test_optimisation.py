@@ -21,7 +21,7 @@ from training.model import Captioner, DecoderOptions, build_captioner
 from training.optimisation import Optimisation, OptimisationOptions
 
 Schedule = Literal["cosine", "linear", "plateau", "constant"]
-OPTIMISERS: tuple[Literal["adamw", "adam", "rmsprop"], ...] = ("adamw", "adam", "rmsprop")
+OPTIMISERS: tuple[Literal["adamw", "adam", "rmsprop", "muon"], ...] = ("adamw", "adam", "rmsprop", "muon")
 SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "plateau", "constant")
 
 
@@ -380,5 +380,5 @@ def test_options_travel_through_a_configuration_file() -> None:
     chosen = options(optimiser="rmsprop", schedule="plateau", encoder_learning_rate=1e-5)
     for one in (chosen, options()):
         assert structure(unstructure(one), OptimisationOptions, source="run.json", error=ConfigError) == one
-    with pytest.raises(ConfigError, match="expected 'adamw' or 'adam' or 'rmsprop', got 'sgd' in optimiser"):
+    with pytest.raises(ConfigError, match="expected 'adamw' or 'adam' or 'rmsprop' or 'muon', got 'sgd' in optimiser"):
         structure({"epochs": 1, "optimiser": "sgd"}, OptimisationOptions, source="x.toml", error=ConfigError)
