@@ -72,13 +72,14 @@ class ValidationOptions:
     """Captions are decoded by beam search after each epoch; the best epoch by `metric` is kept.
 
     decode_mode : how hard attention takes its context
+    metric : which epoch is kept; relation_accuracy is of generated scenes and needs right objects at both ends
     patience : epochs without improvement before training stops early
     """
 
     beam: int = 3
     max_length: int = 40
     decode_mode: DecodeMode = "expected"
-    metric: Literal["CIDEr-D", "BLEU-4"] = "CIDEr-D"
+    metric: Literal["CIDEr-D", "BLEU-4", "relation_accuracy"] = "CIDEr-D"
     patience: int = 5
 
     def __post_init__(self) -> None:
@@ -122,6 +123,9 @@ class TrainingConfig:
             and self.validation.decode_mode != "expected",
             "label_smoothing has no place in the bound that hard attention maximises: set it to 0": kind == "hard"
             and optimisation.label_smoothing > 0,
+            "photographs have no relation_accuracy: choose another metric": self.validation.metric
+            == "relation_accuracy"
+            and not isinstance(self.data, SceneData),
             "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
             and self.concepts.is_wanted,
             "the annotations of a frozen encoder are computed once: remove [augmentation] or set frozen = false": (

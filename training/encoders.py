@@ -171,7 +171,7 @@ def _features(architecture: str, width: int, *, without_last_pool: bool = False)
 
 
 class Compact(nn.Sequential):
-    """A small residual network for training from scratch: a grid of 1/16 of the image's side, 151 wide.
+    """A small residual network for training from scratch: a grid of 1/16 of the image's side, 160 wide.
 
     An annotation has three parts: what is at its cell; what is around it, from a field of most of the image, so that
     the place of a thing can tell what is next to it; and where the cell is. Trained from scratch, a network without the
@@ -181,12 +181,12 @@ class Compact(nn.Sequential):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            _conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 96, stride=2)
+            _conv(3, 32, stride=2), _conv(32, 64, stride=2), Residual(64), _conv(64, 94, stride=2)
         )
         self.enter_place = Place()
-        self.detail = nn.Sequential(_conv(98, 128), Residual(128))
+        self.detail = nn.Sequential(_conv(94 + 2, 128), Residual(128))
         self.scales = _Side(
-            nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(128, 78, 1)),
+            nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(128, 87, 1)),
             nn.Sequential(_conv(128, 144, stride=2), Residual(144), nn.Conv2d(144, 48, 1)),
         )
         self.leave_place = Tents(5)
@@ -262,7 +262,7 @@ def _conv(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
 
 
 def _compact() -> tuple[nn.Module, int]:
-    return Compact(), 78 + 48 + 5 * 5
+    return Compact(), 87 + 48 + 5 * 5
 
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -13,10 +13,14 @@ SIZES = {"small": (0.175, 0.2), "medium": (0.25, 0.285), "large": (0.35, 0.4)}
 
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 
-RELATIONS = ("left of", "right of", "above", "below", "on", "behind", "in front of")
+DIRECTIONS = ("left of", "right of", "above", "below")
+RELATIONS = (*DIRECTIONS, "on", "behind", "in front of")
 
 DOMINANCE = 1.5
 """How many times longer than the offset across it the offset along a direction must be to name that direction."""
+
+PLAIN_DOMINANCE = 2.0
+"""How many times longer it is where a sentence says so: the gap keeps what is said from resting on a hair."""
 
 CONTACT_TOLERANCE = 0.012
 """The gap or overlap within which two boxes touch, as a fraction of the image side."""
@@ -69,6 +73,15 @@ def relations_between(objects: Sequence[SceneObject]) -> tuple[Relation, ...]:
         for name in RELATIONS
         if holds(name, objects[first], objects[second])
     )
+
+
+def is_plain(relation: Relation, objects: Sequence[SceneObject]) -> bool:
+    """Tell whether a relation that holds is plain to see: a direction has to be `PLAIN_DOMINANCE` times dominant."""
+    if relation.name not in DIRECTIONS:
+        return True
+    a, b = objects[relation.subject].whole, objects[relation.object].whole
+    across, down = abs(b[0] + b[2] - a[0] - a[2]), abs(b[1] + b[3] - a[1] - a[3])
+    return max(across, down) >= PLAIN_DOMINANCE * min(across, down)
 
 
 def _left(subject: SceneObject, other: SceneObject) -> bool:

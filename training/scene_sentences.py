@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from training.scene_chance import pick
-from training.scene_objects import Relation, SceneObject
+from training.scene_objects import DIRECTIONS, Relation, SceneObject
 
 SHAPE_WORDS = {
     "circle": ("circle", "disc"),
@@ -125,7 +125,7 @@ class _Draft:
         steps: list[_Step] = []
         for fact in self.facts:
             # Contact and occlusion are rarer than directions and say more.
-            weight = 1 if fact.name in ("left of", "right of", "above", "below") else 3
+            weight = 1 if fact.name in DIRECTIONS else 3
             steps += [partial(self._direct, fact)] * (3 * weight)
             steps += [partial(self._inverted, fact), partial(self._clause_with, fact)] * weight
             for twin in self.facts:

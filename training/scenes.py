@@ -20,7 +20,7 @@ from training.scene_arrangement import arranged_figures, colours_seen_on, descri
 from training.scene_backgrounds import Background, paint_background, random_background
 from training.scene_chance import stream
 from training.scene_drawing import Figure, draw_figure
-from training.scene_objects import Relation, SceneObject, holds, relations_between
+from training.scene_objects import Relation, SceneObject, holds, is_plain, relations_between
 from training.scene_sentences import SceneCaption, write_captions
 
 __all__ = [
@@ -85,7 +85,8 @@ def _planned(seed: int) -> _Plan:
             continue
         objects = described_objects(figures)
         relations = relations_between(objects)
-        captions = write_captions(rng, objects, relations, CAPTIONS_PER_SCENE)
+        plain = [relation for relation in relations if is_plain(relation, objects)]
+        captions = write_captions(rng, objects, plain, CAPTIONS_PER_SCENE)
         if captions is not None:
             return _Plan(background, tuple(figures), objects, relations, captions)
 

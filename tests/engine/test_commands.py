@@ -404,7 +404,7 @@ def test_a_stopped_run_says_so_and_is_resumed(
 def test_a_bundle_is_shown_with_its_tensors_and_figures(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = call(capsys, "inspect", tiny_bundle)
     assert (outcome.code, outcome.err) == (0, "")
-    for text in ("compact encoder, soft attention", "4 x 4 places, 151 wide", "20 words", "64 x 64, squash", "CIDEr-D"):
+    for text in ("compact encoder, soft attention", "4 x 4 places, 160 wide", "20 words", "64 x 64, squash", "CIDEr-D"):
         assert text in outcome.out
     assert json.loads(call(capsys, "inspect", tiny_bundle, "--json").out) == json.loads(
         (tiny_bundle / MANIFEST).read_text("utf-8")

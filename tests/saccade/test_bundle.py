@@ -160,7 +160,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         manifest(lambda m: m["preprocessing"].update(size=32)),
         r"pixels of the encoder graph is \('images', 64, 64, 3\), dimensions and preprocessing say \(32, 32, 3\)",
     ),
-    "other grid": (manifest(lambda m: m["dimensions"].update(rows=2)), r"annotations of .* say \(8, 151\).*keys of"),
+    "other grid": (manifest(lambda m: m["dimensions"].update(rows=2)), r"annotations of .* say \(8, 160\).*keys of"),
     "no longest caption": (manifest(lambda m: m.update(max_length=0)), "max_length must be at least 1, got 0"),
 }
 damaged = pytest.mark.parametrize(("damage", "problem"), DAMAGES.values(), ids=DAMAGES)

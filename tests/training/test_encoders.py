@@ -25,7 +25,7 @@ def test_every_encoder_gives_the_grid_and_width_it_promises(name: str) -> None:
 def test_pooling_gives_the_grid_asked_for() -> None:
     encoder = Encoder(EncoderOptions(name="compact", grid=5)).eval()
     assert encoder.grid(48) == (5, 5)
-    assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, 25, 151)
+    assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, 25, 160)
     assert Encoder(EncoderOptions(name="compact")).grid(48) == (3, 3)
 
 

@@ -201,7 +201,7 @@ def test_a_killed_process_is_continued_by_another(tmp_path: Path) -> None:
     record = json.loads((only_cache(tmp_path) / "cache.json").read_text())
     written = (only_cache(tmp_path) / "annotations.npy").stat().st_size
     assert record["finished"] == 2
-    assert written > 4 * 4 * 151 * 2  # two blocks
+    assert written > 4 * 4 * 160 * 2  # two blocks
     features, calls = computed(tmp_path)
     assert calls == [2, 1]
     np.testing.assert_array_equal(features, direct(captioner()).half().numpy())
