@@ -8,6 +8,7 @@ a patch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ _SCALE = 0.2
 class Muon(AdamW):
     """Muon for the parameter groups whose "orthogonal" is True, AdamW for the others; one learning rate suits both."""
 
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, fused=True)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Move what has a gradient. The gradients of orthogonal groups are gone afterwards."""
@@ -42,7 +46,8 @@ class Muon(AdamW):
         momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
         momentum.lerp_(gradient, 1 - _MOMENTUM)
         update = orthogonalised(gradient.lerp(momentum, _MOMENTUM).flatten(1))  # Nesterov's look ahead
-        parameter.mul_(1 - rate * decay)
+        if decay:
+            parameter.mul_(1 - rate * decay)
         parameter.add_(update.view(parameter.shape), alpha=-rate * _SCALE * math.sqrt(max(update.shape)))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,12 @@ from saccade.errors import ConfigError
 from training.model import Captioner
 from training.muon import Muon
 
-_OPTIMISERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "rmsprop": RMSprop, "muon": Muon}
+_OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": partial(AdamW, fused=True),
+    "adam": partial(Adam, fused=True),
+    "rmsprop": RMSprop,
+    "muon": Muon,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from saccade.errors import DataError
 from training import scenes
 from training.scene_drawing import PAINTS
-from training.scene_objects import RELATIONS, SIZES, TEXTURES, Box, SceneObject, holds
+from training.scene_objects import RELATIONS, SIZES, TEXTURES, Box, Relation, SceneObject, holds, is_plain
 from training.scene_sentences import MOST_WORDS, SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS
 from training.scenes import Scene, generate_scene, write_scenes
 
@@ -157,6 +157,22 @@ def test_captions_state_only_relations_that_hold(many: list[Scene]) -> None:
             assert ends == set(range(len(scene.objects)))
             counts.append(len(caption.relations) == len(scene.objects) - 1)
     assert np.mean(counts) > 0.8
+
+
+def test_captions_state_a_direction_only_where_it_is_plain(many: list[Scene]) -> None:
+    for scene in many:
+        for relation in {relation for caption in scene.captions for relation in caption.relations}:
+            assert is_plain(relation, scene.objects)
+    held = [is_plain(relation, scene.objects) for scene in many for relation in scene.relations]
+    assert 0.02 < held.count(False) / len(held) < 0.3  # a score accepts more than a sentence says
+
+
+def test_a_direction_is_plain_where_its_offset_is_twice_the_one_across() -> None:
+    centre = thing((0.4, 0.4, 0.6, 0.6))
+    for box, plain in (((0.7, 0.25, 0.9, 0.45), True), ((0.7, 0.24, 0.9, 0.44), False)):  # 0.30 along, 0.15 and 0.16
+        assert is_plain(Relation(0, "right of", 1), (thing(box), centre)) is plain
+        assert is_plain(Relation(1, "left of", 0), (thing(box), centre)) is plain
+    assert is_plain(Relation(0, "on", 1), (thing((0.5, 0.2, 0.7, 0.4)), centre))
 
 
 def test_the_vocabulary_is_small(many: list[Scene]) -> None:

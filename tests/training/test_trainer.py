@@ -232,6 +232,13 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
         ({"hard": HardOptions(samples=2)}, r'\[hard\] is for attention = "hard", not "soft"'),
         ({"validation": ValidationOptions(decode_mode="argmax")}, 'decode_mode = "argmax" is for attention = "hard"'),
         ({"encoder": EncoderOptions(name="compact", frozen=True)}, "a frozen encoder learns no concepts"),
+        (
+            {
+                "data": JsonlData(kind="jsonl", train="train.jsonl", validation="validation.jsonl"),
+                "validation": ValidationOptions(metric="relation_accuracy"),
+            },
+            "photographs have no relation_accuracy",
+        ),
     ],
 )
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], problem: str) -> None:
