@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 _MOMENTUM = 0.95
 
@@ -31,6 +31,9 @@ class Muon(AdamW):
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, fused=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)  # AdamW's own misses its count of steps where there is a momentum instead
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
