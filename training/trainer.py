@@ -46,6 +46,7 @@ from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
+from training.sampling import with_own_words
 from training.scene_data import SceneData
 
 log = logging.getLogger(__name__)
@@ -258,6 +259,9 @@ class Trainer:
         """Negative log-likelihood per word, and what is minimised."""
         options, decoder = self.config.optimisation, captioner.decoder
         annotations = captioner.annotate(batch.images)
+        if options.scheduled_sampling:
+            share = options.scheduled_sampling * self._state.epoch / options.epochs
+            batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, share))
         if self.config.decoder.attention == "hard":
             hard, places = self.config.hard, annotations.values.shape[1]
             batch = repeated(batch, hard.samples)

@@ -30,6 +30,7 @@ from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import Captioner, DecoderOptions
 from training.optimisation import OptimisationOptions
+from training.sampling import with_own_words
 from training.scene_data import SceneData, SceneSeeds
 from training.trainer import Trainer
 
@@ -199,6 +200,22 @@ def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: p
     assert seen == 24 + 4 + 4  # train, validation, test
     train(tmp_path / "second", config)
     assert seen == 24 + 4 + 4 + 4  # the test split is captioned from its pixels
+
+
+def test_the_decoder_is_fed_more_words_of_its_own_from_epoch_to_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def recorded(*arguments: Any) -> torch.Tensor:
+        shares.append(arguments[-1])
+        return with_own_words(*arguments)
+
+    monkeypatch.setattr("training.trainer.with_own_words", recorded)
+    train(tmp_path / "run", replace(CONFIG, optimisation=replace(CONFIG.optimisation, scheduled_sampling=0.5)))
+    assert shares == [0.25] * 3 + [0.5] * 3
+    train(tmp_path / "without")
+    assert len(shares) == 6
 
 
 def test_photographs_without_a_test_split_are_scored_on_validation(
