@@ -30,6 +30,35 @@ def with_own_words(decoder: Decoder, tokens: Tensor, annotations: Annotations, s
     return torch.stack(fed, dim=2)
 
 
+@torch.no_grad()
+def drawn_captions(
+    decoder: Decoder,
+    annotations: Annotations,
+    *,
+    rows: int,
+    greedy_rows: int,
+    start: int,
+    end: int,
+    max_length: int,
+) -> Tensor:
+    """Words int64 (B, K, T) of K = `rows` captions per image, T at most `max_length`.
+
+    Each word is drawn from the prediction after the words before it; in the first `greedy_rows` rows of an image it is
+    the likeliest one. What follows an `end` is `end` again. Draws come from torch's global random state.
+    """
+    state = decoder.initial_rows(annotations.values, rows)
+    said = state.hidden.new_full(state.hidden.shape[:2], start, dtype=torch.int64)
+    ended = torch.zeros_like(said, dtype=torch.bool)
+    words: list[Tensor] = []
+    while len(words) < max_length and not ended.all():
+        logits, _, state = decoder.step(said, state, annotations)
+        said = torch.cat([logits[:, :greedy_rows].argmax(dim=-1), drawn(logits[:, greedy_rows:])], dim=1)
+        said = said.masked_fill(ended, end)
+        ended = said == end
+        words.append(said)
+    return torch.stack(words, dim=2)
+
+
 def drawn(logits: Tensor) -> Tensor:
     """A word for each of logits (..., V), with its probability: the Gumbel-max trick."""
     logits = at_least_float32(logits)

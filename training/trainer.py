@@ -48,6 +48,7 @@ from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
 from training.sampling import with_own_words
 from training.scene_data import SceneData
+from training.self_critical import SelfCritical, start_from
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Trainer:
         self._reporter = reporter
         self._state = TrainerState()
         self._concepts: Concepts | None = None
+        self._self_critical: SelfCritical | None = None
         self._augmentation = (
             Augmentation(config.augmentation, size=config.preprocessing.size) if config.augmentation else None
         )
@@ -98,8 +100,9 @@ class Trainer:
         train, validation = self._required(data, "train"), self._required(data, "validation")
         test = self._split(data, "test")
         vocabulary = self._vocabulary(train)
-        captioner = self._captioner(vocabulary, pretrained=not resuming)
+        captioner = self._captioner(vocabulary, pretrained=not resuming and self.config.self_critical is None)
         self._concepts = self._concept_task(captioner, train, vocabulary)
+        self._self_critical = self._rewards(train, vocabulary)
         options = self.config.optimisation
         optimisation = Optimisation(
             captioner,
@@ -109,6 +112,8 @@ class Trainer:
         )
         if resuming:
             self._resume(captioner, optimisation, vocabulary)
+        elif self.config.self_critical:
+            start_from(captioner, Path(self.config.self_critical.start), self._describe(vocabulary, {}))
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
@@ -207,6 +212,10 @@ class Trainer:
             return None
         return Concepts(captioner.encoder.width, train, vocabulary, options).to(self.device)
 
+    def _rewards(self, train: Split, vocabulary: Vocabulary) -> SelfCritical | None:
+        options, max_length = self.config.self_critical, self.config.validation.max_length
+        return SelfCritical(options, train.captions, vocabulary, max_length=max_length) if options else None
+
     def _pretrain(self, captioner: Captioner, train: Split) -> None:
         options = self.config.concepts
         if self._concepts is None or not options.epochs:
@@ -259,6 +268,8 @@ class Trainer:
         """Negative log-likelihood per word, and what is minimised."""
         options, decoder = self.config.optimisation, captioner.decoder
         annotations = captioner.annotate(batch.images)
+        if self._self_critical is not None:
+            return self._self_critical.losses(decoder, annotations, batch.indices)
         if options.scheduled_sampling:
             share = options.scheduled_sampling * self._state.epoch / options.epochs
             batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, share))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from training.model import Captioner, DecoderOptions
 from training.optimisation import OptimisationOptions
 from training.sampling import with_own_words
 from training.scene_data import SceneData, SceneSeeds
+from training.self_critical import SelfCriticalOptions
 from training.trainer import Trainer
 
 CONFIG = TrainingConfig(
@@ -147,8 +149,6 @@ def test_overlapping_splits_are_refused() -> None:
 
 
 def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     def copy(name: str) -> Path:
@@ -218,6 +218,33 @@ def test_the_decoder_is_fed_more_words_of_its_own_from_epoch_to_epoch(
     assert len(shares) == 6
 
 
+def test_a_run_goes_on_by_rewards_from_the_weights_of_another(tmp_path: Path) -> None:
+    """With almost no learning rate it ends where it began; when it is resumed, it needs the other run no more."""
+    train(tmp_path / "first")
+    config = replace(
+        CONFIG,
+        concepts=ConceptOptions(),
+        optimisation=replace(CONFIG.optimisation, epochs=1, learning_rate=1e-12, doubly_stochastic=0.0),
+        self_critical=SelfCriticalOptions(start=str(tmp_path / "first"), samples=2),
+    )
+    scores = train(tmp_path / "second", config)
+    first, second = (load_checkpoint(tmp_path / name).captioner.decoder.state_dict() for name in ("first", "second"))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-9)
+    shutil.rmtree(tmp_path / "first")
+    assert train(tmp_path / "second", config) == scores
+
+
+def test_rewards_do_not_begin_with_the_weights_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = replace(
+        CONFIG,
+        concepts=ConceptOptions(),
+        optimisation=replace(CONFIG.optimisation, doubly_stochastic=0.0),
+        self_critical=SelfCriticalOptions(start=str(tiny_checkpoint)),
+    )
+    with pytest.raises(ConfigError, match=r"is another model \(decoder.attention_width was 16, is 8.*words was"):
+        train(tmp_path / "run", config)
+
+
 def test_photographs_without_a_test_split_are_scored_on_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +276,11 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
         ({"hard": HardOptions(samples=2)}, r'\[hard\] is for attention = "hard", not "soft"'),
         ({"validation": ValidationOptions(decode_mode="argmax")}, 'decode_mode = "argmax" is for attention = "hard"'),
         ({"encoder": EncoderOptions(name="compact", frozen=True)}, "a frozen encoder learns no concepts"),
+        (
+            {"self_critical": SelfCriticalOptions(start="run"), "decoder": DecoderOptions(attention="hard")},
+            r"\[self_critical\] knows soft attention and none",
+        ),
+        ({"self_critical": SelfCriticalOptions(start="run")}, "goes by rewards alone: set label_smoothing"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], problem: str) -> None:
