@@ -22,7 +22,13 @@ from training.java_metrics import open_metrics
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "models",
+    nargs=-1,
+    required=True,
+    metavar="MODEL...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
 @click.option(
     "--data",
     required=True,
@@ -48,7 +54,7 @@ from training.java_metrics import open_metrics
 )
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
-    model: Path,
+    models: tuple[Path, ...],
     data: Path,
     split: SplitName,
     beams: tuple[int, ...],
@@ -59,14 +65,15 @@ def evaluate(
 ) -> None:
     """Caption a split with MODEL and score the captions: a column of scores for each beam.
 
-    MODEL is a bundle, a checkpoint, or the folder of a training run, whose best epoch is then taken. Images are
+    MODEL is a bundle, a checkpoint, or the folder of a training run, whose best epoch is then taken. Several
+    checkpoints or runs are an ensemble, which chooses each word by the mean of their probabilities. Images are
     preprocessed as the model wants them, whatever the configuration says. Both sides are tokenised by saccade's own
     rule; for coco-caption's, give the results to `saccade score`.
     """
     config, reporter = load_config(data), Reporter(quiet=quiet)
     report: dict[int, dict[str, float]] = {}
-    with open_metrics(metrics) as opened_metrics, open_model(model) as opened:
-        reporter.say(f"{opened.path} on {opened.runs_on}")
+    with open_metrics(metrics) as opened_metrics, open_model(*models) as opened:
+        reporter.say(f"{opened.name} on {opened.runs_on}")
         with reporter.task(f"loading {split}", limit, unit="images") as progress:
             images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)
         if images is None:
@@ -95,7 +102,7 @@ def _write(out: Path, what: str, value: Any) -> None:
 def _description(model: Model, metrics: tuple[str, ...]) -> dict[str, Any]:
     packages = ("numpy", "torch", *(("pycocoevalcap",) if metrics else ()))
     return {
-        "model": str(model.path),
+        "model": model.name,
         "runs_on": model.runs_on,
         "search": {name: value for name, value in asdict(model.search_options).items() if name != "beam"},
         "tokenizer": "saccade",

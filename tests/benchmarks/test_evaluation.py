@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks.evaluation import caption_split, coco_results, open_model, split_scores
 from benchmarks.scoring import score_results
-from saccade.errors import CheckpointError
+from saccade.errors import CheckpointError, ConfigError
 from saccade.preprocessing import PreprocessSpec
 from tests.bundles import MAX_LENGTH, SPEC, patchworks
 from tests.commands import call
@@ -74,7 +75,7 @@ def test_a_checkpoint_and_its_bundle_say_and_score_the_same(
         outcomes = []
         for path in (tiny_checkpoint, tiny_bundle):
             with open_model(path) as model:
-                assert (model.path, model.grid, model.search_options.max_length) == (path, (4, 4), MAX_LENGTH)
+                assert (model.name, model.grid, model.search_options.max_length) == (str(path), (4, 4), MAX_LENGTH)
                 found = caption_split(model, photos, beam)
                 outcomes.append((found.captions, split_scores(model, photos, found, {})))
         assert outcomes[0] == outcomes[1]
@@ -98,6 +99,42 @@ def test_further_metrics_get_words_and_references(tiny_checkpoint: Path, photos:
 
 def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"), open_model(tmp_path):
+        pass
+
+
+def test_several_checkpoints_are_searched_together(
+    tiny_checkpoint: Path, hard_checkpoint: Path, photos: Split
+) -> None:
+    with open_model(tiny_checkpoint, hard_checkpoint) as model:
+        assert model.name == f"{tiny_checkpoint} + {hard_checkpoint}"
+        together = caption_split(model, photos, 3).captions
+    for path in (tiny_checkpoint, hard_checkpoint):
+        with open_model(path) as model:
+            assert caption_split(model, photos, 3).captions != together
+
+
+def changed(checkpoint: Path, folder: Path, before: str, after: str) -> Path:
+    """A copy of a checkpoint with another description."""
+    copy = Path(shutil.copytree(checkpoint, folder))
+    text = (copy / "checkpoint.json").read_text()
+    assert before in text
+    (copy / "checkpoint.json").write_text(text.replace(before, after))
+    return copy
+
+
+def test_models_of_other_words_or_pixels_are_no_ensemble(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    words = changed(tiny_checkpoint, tmp_path / "words", "sits", "stands")
+    pixels = changed(tiny_checkpoint, tmp_path / "pixels", "squash", "crop")
+    normal = changed(tiny_checkpoint, tmp_path / "normal", "0.25", "0.3")
+    with pytest.raises(ConfigError, match=r"no ensemble.*vocabulary.words was"), open_model(tiny_checkpoint, words):
+        pass
+    with pytest.raises(ConfigError, match=r"preprocessing.geometry was squash, is crop"), open_model(normal, pixels):
+        pass
+    with pytest.raises(ConfigError, match="is a bundle; an ensemble takes"), open_model(tiny_checkpoint, tiny_bundle):
+        pass
+    with open_model(tiny_checkpoint, normal):  # each normalises as it was trained to
         pass
 
 
@@ -158,5 +195,14 @@ def test_captions_are_kept_when_a_metric_fails(
     assert callback
     out = tmp_path / "x.json"
     with pytest.raises(ZeroDivisionError):
-        callback(tiny_checkpoint, config, "test", (1,), ("meteor",), None, out, True)
+        callback(
+            models=(tiny_checkpoint,),
+            data=config,
+            split="test",
+            beams=(1,),
+            metrics=("meteor",),
+            limit=None,
+            out=out,
+            quiet=True,
+        )
     assert len(json.loads((tmp_path / "x.beam1.json").read_text())) == 7
