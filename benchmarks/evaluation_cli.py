@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from benchmarks.evaluation import Model, caption_split, coco_results, open_model
 from saccade import __version__
 from saccade.errors import DataError, OutputError
 from saccade.files import write_json
+from saccade.glimpses import DecodeMode
 from saccade.progress import Reporter
 from training.config import load_config
 from training.data import SplitName, load_split, open_data
@@ -45,6 +46,12 @@ from training.java_metrics import open_metrics
     type=click.IntRange(min=1),
     help="Rows searched per image; 1 is greedy. May be given several times.",
 )
+@click.option(
+    "--decode-mode",
+    type=click.Choice(get_args(DecodeMode)),
+    help="Where hard attention looks.  [default: the bundle's; expected of a checkpoint]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of --decode-mode sample.")
 @metrics_option
 @click.option("--limit", type=click.IntRange(min=1), help="The first N images of the split only.")
 @click.option(
@@ -58,6 +65,8 @@ def evaluate(
     data: Path,
     split: SplitName,
     beams: tuple[int, ...],
+    decode_mode: DecodeMode | None,
+    seed: int,
     metrics: tuple[str, ...],
     limit: int | None,
     out: Path | None,
@@ -73,6 +82,8 @@ def evaluate(
     config, reporter = load_config(data), Reporter(quiet=quiet)
     report: dict[int, dict[str, float]] = {}
     with open_metrics(metrics) as opened_metrics, open_model(*models) as opened:
+        own = opened.search_options
+        opened = replace(opened, search_options=replace(own, decode_mode=decode_mode or own.decode_mode, seed=seed))
         reporter.say(f"{opened.name} on {opened.runs_on}")
         with reporter.task(f"loading {split}", limit, unit="images") as progress:
             images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,45 @@ def test_the_command_writes_what_saccade_score_scores_the_same(
         assert f"{scores['CIDEr-D']:.4f}" in next(line for line in outcome.out.splitlines() if "CIDEr-D" in line)
 
 
+def test_the_command_looks_where_it_is_told(
+    hard_checkpoint: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the search itself does with that mode and seed."""
+    images = load_split(open_data(load_config(config).data), "test", SPEC)
+    assert images is not None
+    said = {}
+    for mode, seed in (("expected", 0), ("argmax", 0), ("sample", 1), ("sample", 2)):
+        out = tmp_path / "results.json"
+        options = ("--split", "test", "--decode-mode", mode, "--seed", str(seed), "--out", out)
+        assert call(capsys, "evaluate", hard_checkpoint, "--data", config, *options).code == 0
+        with open_model(hard_checkpoint) as model:
+            chosen = replace(model.search_options, decode_mode=mode, seed=seed)
+            found = caption_split(replace(model, search_options=chosen), images, 3).captions
+        written = json.loads(out.with_name("results.beam3.json").read_text())
+        assert [one["caption"] for one in written] == list(found)
+        search = json.loads(out.with_name("results.scores.json").read_text())["search"]
+        assert (search["decode_mode"], search["seed"]) == (mode, seed)
+        said[mode, seed] = tuple(found)
+    assert len(set(said.values())) == 4
+
+
+def test_the_command_looks_as_the_bundle_does_unless_it_is_told(
+    hard_bundle: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    outcome = call(capsys, "evaluate", hard_bundle, "--data", config, "--split", "test", "--limit", "1", "--out", out)
+    assert outcome.code == 0
+    assert json.loads(out.with_name("results.scores.json").read_text())["search"]["decode_mode"] == "sample"
+
+
+def test_soft_attention_knows_no_decode_mode(
+    tiny_checkpoint: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data", config, "--split", "test", "--decode-mode", "argmax", "--quiet")
+    outcome = call(capsys, "evaluate", tiny_checkpoint, *options)
+    assert outcome.error.startswith('decode mode "argmax" is for hard attention; this model has "soft"')
+
+
 def test_missing_metrics_are_told_before_the_model_is_opened(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +240,8 @@ def test_captions_are_kept_when_a_metric_fails(
             data=config,
             split="test",
             beams=(1,),
+            decode_mode=None,
+            seed=0,
             metrics=("meteor",),
             limit=None,
             out=out,
