@@ -40,7 +40,7 @@ from training.checkpoint import (
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
 from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data, repeated
-from training.evaluation import evaluate
+from training.evaluation import attention_stays, evaluate
 from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
@@ -361,6 +361,8 @@ class Trainer:
         shown = ("CIDEr-D", "BLEU-4", "object_f1", "relation_accuracy", "pointing_nouns", "pointing_words")
         text = ", ".join(f"{name} {scores[name]:.3f}" for name in shown if name in scores)
         mark = " (best)" if self._state.best_epoch == self._state.epoch else ""
+        if attention_stays(self.config.decoder.attention, scores):
+            mark += f"; the attention hardly moves: alpha_variation {scores['alpha_variation']:.4f}"
         log.info("epoch %d, %.0f s: %s%s", self._state.epoch, self._state.seconds, text, mark)
 
     def _best_scores(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from saccade.errors import CheckpointError, ConfigError, DivergenceError, Output
 from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
 from tests.bundles import patchworks
+from tests.commands import call
 from training.augmentation import AugmentationOptions
 from training.checkpoint import load_checkpoint
 from training.config import (
@@ -177,6 +178,30 @@ def test_without_attention_there_is_one_place_to_look_at(tmp_path: Path) -> None
     scores = train(tmp_path / "run", replace(config, optimisation=replace(CONFIG.optimisation, epochs=1)))
     assert load_checkpoint(tmp_path / "run").captioner.encoder.grid(32) == (1, 1)
     assert scores["test/alpha_variation"] == 0
+
+
+@pytest.mark.parametrize(("variation", "code"), [(0.0099, 1), (0.0101, 0)])
+def test_the_command_fails_after_its_scores_where_the_attention_does_not_move(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variation: float, code: int
+) -> None:
+    scores = {"test/CIDEr-D": 0.5, "test/alpha_variation": variation}
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: scores)
+    outcome = call(capsys, "train", "configs/scenes-soft.toml", "--quiet")
+    assert outcome.code == code
+    assert outcome.out.startswith("test/CIDEr-D\t0.5000\n")
+    assert ("the attention does not move" in outcome.err) == (code == 1)
+
+
+def test_every_epoch_tells_of_an_attention_that_does_not_move(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one_epoch = replace(CONFIG, optimisation=replace(CONFIG.optimisation, epochs=1))
+    with caplog.at_level("INFO", "training"):
+        train(tmp_path / "soft", one_epoch)
+        assert "epoch 1" in caplog.text
+        assert "the attention hardly moves: alpha_variation 0.00" in caplog.text
+        caplog.clear()
+        train(tmp_path / "none", replace(one_epoch, decoder=replace(CONFIG.decoder, attention="none")))
+        assert "epoch 1" in caplog.text
+        assert "attention" not in caplog.text
 
 
 def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
