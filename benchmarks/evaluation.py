@@ -17,12 +17,16 @@ from benchmarks.scoring import metric_scores, tokenised
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import MANIFEST, Bundle
+from saccade.errors import ConfigError
+from saccade.files import differences
 from saccade.preprocessing import PreprocessSpec
 from saccade.search import Hypothesis, SearchOptions
+from saccade.structure import unstructure
 from saccade.vocabulary import Vocabulary
-from training.checkpoint import load_checkpoint, resolve_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from training.data import Progress, Split
 from training.decoding import TorchDecoder
+from training.ensemble import Ensemble
 from training.java_metrics import Metric
 from training.scene_scores import Described, scene_scores
 
@@ -45,12 +49,12 @@ class Search(Protocol):
 class Model:
     """A captioner ready to search, wherever it comes from.
 
-    path : the bundle or checkpoint that was truly taken; runs_on : runtime, version, device, precision
+    name : the bundle or checkpoint that was truly taken, all of an ensemble; runs_on : runtime, version, device, precision
     search_options : the model's own; callers replace the beam
     grid : rows and columns of the annotations
     """
 
-    path: Path
+    name: str
     runs_on: str
     search: Search
     vocabulary: Vocabulary
@@ -69,16 +73,20 @@ class Captioned:
 
 
 @contextmanager
-def open_model(path: Path) -> Iterator[Model]:
-    """A bundle on the best backend that works here, or a checkpoint or run of training in eager PyTorch.
+def open_model(*paths: Path) -> Iterator[Model]:
+    """A bundle on the best backend that works here, or in eager PyTorch checkpoints or runs of training.
 
-    Raises BundleError, BackendError, CheckpointError.
+    Several of those are an ensemble: each word is chosen by the mean of their probabilities.
+    Raises BundleError, BackendError, CheckpointError; ConfigError where models do not make an ensemble.
     """
-    if (path / MANIFEST).is_file():
-        with _open_bundle(path) as model:
+    bundles = [path for path in paths if (path / MANIFEST).is_file()]
+    if len(paths) > 1 and bundles:
+        raise ConfigError(f"{bundles[0]} is a bundle; an ensemble takes the checkpoints or runs of its models")
+    if bundles:
+        with _open_bundle(bundles[0]) as model:
             yield model
     else:
-        yield _load_checkpoint(path)
+        yield _load_checkpoints(paths)
 
 
 def caption_split(model: Model, split: Split, beam: int, *, progress: Progress = lambda _: None) -> Captioned:
@@ -127,7 +135,7 @@ def _open_bundle(path: Path) -> Iterator[Model]:
             return Captioner(bundle, backend, chosen).caption_pixels(pixels)
 
         yield Model(
-            path=path,
+            name=str(path),
             runs_on=backend.description,
             search=find,
             vocabulary=bundle.vocabulary,
@@ -137,19 +145,35 @@ def _open_bundle(path: Path) -> Iterator[Model]:
         )
 
 
-def _load_checkpoint(path: Path) -> Model:
-    checkpoint = load_checkpoint(path)
+def _load_checkpoints(paths: Sequence[Path]) -> Model:
+    checkpoints = [load_checkpoint(path) for path in paths]
+    for path, other in zip(paths[1:], checkpoints[1:], strict=True):
+        _check_together(paths[0], checkpoints[0], path, other)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # The reference is float32: convolutions would run in TF32 on a GPU otherwise.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    captioner = checkpoint.captioner.to(device)
-    spec = checkpoint.description.preprocessing
+    captioners = [checkpoint.captioner.to(device) for checkpoint in checkpoints]
+    vocabulary, spec = checkpoints[0].vocabulary, checkpoints[0].description.preprocessing
+    alone = TorchDecoder(captioners[0], vocabulary)
     return Model(
-        path=resolve_checkpoint(path),
+        name=" + ".join(str(resolve_checkpoint(path)) for path in paths),
         runs_on=f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager",
-        search=TorchDecoder(captioner, checkpoint.vocabulary).search,
-        vocabulary=checkpoint.vocabulary,
+        search=alone.search if len(captioners) == 1 else Ensemble(captioners, vocabulary).search,
+        vocabulary=vocabulary,
         preprocessing=spec,
-        search_options=SearchOptions(max_length=checkpoint.description.max_length),
-        grid=captioner.encoder.grid(spec.size),
+        search_options=SearchOptions(max_length=max(one.description.max_length for one in checkpoints)),
+        grid=captioners[0].encoder.grid(spec.size),
     )
+
+
+def _check_together(path: Path, first: Checkpoint, other_path: Path, other: Checkpoint) -> None:
+    """Raise ConfigError where two checkpoints cannot write one caption of the same pixels."""
+    spec = first.description.preprocessing
+    seen = replace(other.description.preprocessing, mean=spec.mean, std=spec.std)  # those a captioner brings with it
+    problems = differences(first.vocabulary.as_json(), other.vocabulary.as_json(), "vocabulary")
+    problems += differences(unstructure(spec), unstructure(seen), "preprocessing")
+    if problems:
+        raise ConfigError(
+            f"{path} and {other_path} are no ensemble, for they have not the same words or pixels "
+            f"({', '.join(problems)}): evaluate them one by one"
+        )

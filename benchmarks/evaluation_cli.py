@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from benchmarks.evaluation import Model, caption_split, coco_results, open_model
 from saccade import __version__
 from saccade.errors import DataError, OutputError
 from saccade.files import write_json
+from saccade.glimpses import DecodeMode
 from saccade.progress import Reporter
 from training.config import load_config
 from training.data import SplitName, load_split, open_data
@@ -22,7 +23,13 @@ from training.java_metrics import open_metrics
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "models",
+    nargs=-1,
+    required=True,
+    metavar="MODEL...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
 @click.option(
     "--data",
     required=True,
@@ -39,6 +46,12 @@ from training.java_metrics import open_metrics
     type=click.IntRange(min=1),
     help="Rows searched per image; 1 is greedy. May be given several times.",
 )
+@click.option(
+    "--decode-mode",
+    type=click.Choice(get_args(DecodeMode)),
+    help="Where hard attention looks.  [default: the bundle's; expected of a checkpoint]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of --decode-mode sample.")
 @metrics_option
 @click.option("--limit", type=click.IntRange(min=1), help="The first N images of the split only.")
 @click.option(
@@ -48,10 +61,12 @@ from training.java_metrics import open_metrics
 )
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
-    model: Path,
+    models: tuple[Path, ...],
     data: Path,
     split: SplitName,
     beams: tuple[int, ...],
+    decode_mode: DecodeMode | None,
+    seed: int,
     metrics: tuple[str, ...],
     limit: int | None,
     out: Path | None,
@@ -59,14 +74,17 @@ def evaluate(
 ) -> None:
     """Caption a split with MODEL and score the captions: a column of scores for each beam.
 
-    MODEL is a bundle, a checkpoint, or the folder of a training run, whose best epoch is then taken. Images are
+    MODEL is a bundle, a checkpoint, or the folder of a training run, whose best epoch is then taken. Several
+    checkpoints or runs are an ensemble, which chooses each word by the mean of their probabilities. Images are
     preprocessed as the model wants them, whatever the configuration says. Both sides are tokenised by saccade's own
     rule; for coco-caption's, give the results to `saccade score`.
     """
     config, reporter = load_config(data), Reporter(quiet=quiet)
     report: dict[int, dict[str, float]] = {}
-    with open_metrics(metrics) as opened_metrics, open_model(model) as opened:
-        reporter.say(f"{opened.path} on {opened.runs_on}")
+    with open_metrics(metrics) as opened_metrics, open_model(*models) as opened:
+        own = opened.search_options
+        opened = replace(opened, search_options=replace(own, decode_mode=decode_mode or own.decode_mode, seed=seed))
+        reporter.say(f"{opened.name} on {opened.runs_on}")
         with reporter.task(f"loading {split}", limit, unit="images") as progress:
             images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)
         if images is None:
@@ -95,7 +113,7 @@ def _write(out: Path, what: str, value: Any) -> None:
 def _description(model: Model, metrics: tuple[str, ...]) -> dict[str, Any]:
     packages = ("numpy", "torch", *(("pycocoevalcap",) if metrics else ()))
     return {
-        "model": str(model.path),
+        "model": model.name,
         "runs_on": model.runs_on,
         "search": {name: value for name, value in asdict(model.search_options).items() if name != "beam"},
         "tokenizer": "saccade",

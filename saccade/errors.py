@@ -9,6 +9,7 @@
     ├── CheckpointError      a checkpoint is damaged or does not fit the model
     ├── BackendError         a runtime is missing or does not run what was asked
     ├── DivergenceError      training no longer converges: the loss is not a number
+    ├── AttentionError       the attention of a trained captioner does not move
     ├── ExportError          an exported graph does not compute what the model computes
     └── OutputError          a results folder is damaged or belongs to another run
 
@@ -55,6 +56,10 @@ class BackendError(SaccadeError):
 
 class DivergenceError(SaccadeError):
     """The loss of a training is no longer a number."""
+
+
+class AttentionError(SaccadeError):
+    """The attention of a trained captioner stays where it is, whatever word is written."""
 
 
 class ExportError(SaccadeError):

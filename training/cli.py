@@ -10,6 +10,7 @@ import torch
 from saccade.errors import BackendError
 from saccade.progress import Reporter
 from training.config import load_config
+from training.evaluation import check_attention
 from training.trainer import Trainer
 
 
@@ -25,7 +26,8 @@ def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: b
     """Train a captioner as CONFIG, a TOML file, says.
 
     Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an
-    interrupted run after its last finished epoch. At the end the best epoch is scored on the test split.
+    interrupted run after its last finished epoch. At the end the best epoch is scored on the test split; where its
+    attention does not move, that is an error.
     """
     settings, chosen = load_config(config), _device(device)
     folder = out or Path("runs") / config.stem
@@ -33,6 +35,7 @@ def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: b
     scores = trainer.run(overwrite=overwrite)
     for name, value in scores.items():
         click.echo(f"{name}\t{value:.4f}")
+    check_attention(settings.decoder.attention, scores)
 
 
 def _device(name: str) -> torch.device:

@@ -19,6 +19,7 @@ from training.hard_attention import HardOptions
 from training.model import DecoderOptions
 from training.optimisation import OptimisationOptions
 from training.scene_data import SceneData
+from training.self_critical import SelfCriticalOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,7 @@ class TrainingConfig:
     """Everything that decides the result of `saccade train`, and where it keeps what it computes once.
 
     augmentation : of the training images, none without it
+    self_critical : train on by rewards (`training.self_critical`), by likelihood without it
     cache : folder for the annotations of a frozen encoder, which are computed once and kept
     """
 
@@ -107,6 +109,7 @@ class TrainingConfig:
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     augmentation: AugmentationOptions | None = None
+    self_critical: SelfCriticalOptions | None = None
     cache: str = "cache/annotations"
 
     def __post_init__(self) -> None:
@@ -126,6 +129,11 @@ class TrainingConfig:
             "photographs have no relation_accuracy: choose another metric": self.validation.metric
             == "relation_accuracy"
             and not isinstance(self.data, SceneData),
+            '[self_critical] knows soft attention and none, not "hard": remove it': kind == "hard"
+            and self.self_critical is not None,
+            "[self_critical] goes by rewards alone: set label_smoothing, scheduled_sampling and doubly_stochastic to 0 "
+            "and remove [concepts]": self.self_critical is not None
+            and (self.concepts.is_wanted or any(getattr(optimisation, name) for name in _OF_LIKELIHOOD)),
             "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
             and self.concepts.is_wanted,
             "the annotations of a frozen encoder are computed once: remove [augmentation] or set frozen = false": (
@@ -137,6 +145,10 @@ class TrainingConfig:
                 optimisation.schedule == "plateau" and optimisation.plateau_patience >= self.validation.patience
             ),
         }
+
+
+_OF_LIKELIHOOD = ("label_smoothing", "scheduled_sampling", "doubly_stochastic")
+"""Fields of [optimisation] that mean nothing where captions are rewarded."""
 
 
 def load_config(path: Path) -> TrainingConfig:

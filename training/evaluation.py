@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade.errors import AttentionError
 from saccade.search import Hypothesis, SearchOptions
 from saccade.vocabulary import Vocabulary
 from training.data import Progress, Split
@@ -15,6 +16,9 @@ from training.decoding import TorchDecoder
 from training.metrics import caption_scores
 from training.model import Captioner
 from training.scene_scores import Described, scene_scores
+
+LEAST_ALPHA_VARIATION = 0.01
+"""An `alpha_variation` below this is as good as none: every word of a caption sees the same places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,25 @@ def evaluate(
         described = zip(words, split.objects, hypotheses, strict=True)
         scores |= scene_scores(Described(said, objects, best.alphas, grid) for said, objects, best in described)
     return Evaluation(scores, hypotheses)
+
+
+def attention_stays(attention: str, scores: Mapping[str, float]) -> bool:
+    """Whether a captioner with this kind of attention looks at the same places whatever it says.
+
+    scores : of `evaluate`, also with the name of a split before each
+    """
+    (variation,) = (value for name, value in scores.items() if name.endswith("alpha_variation"))
+    return attention != "none" and variation < LEAST_ALPHA_VARIATION
+
+
+def check_attention(attention: str, scores: Mapping[str, float]) -> None:
+    """Raise AttentionError where the attention stays."""
+    if attention_stays(attention, scores):
+        raise AttentionError(
+            f"the attention does not move: the best epoch's alpha_variation is below {LEAST_ALPHA_VARIATION}, every "
+            "word of a caption sees the same places; train longer, or lower doubly_stochastic or hard.entropy, which "
+            "favour alphas that are all alike"
+        )
 
 
 def _variation(alphas: NDArray[np.float32] | None) -> float:

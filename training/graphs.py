@@ -71,22 +71,30 @@ class StepGraph(nn.Module):
         A row is live where its score is finite and its token is not `<end>`.
         Returns STEP_OUTPUTS; `alphas` (B, K, L) are those of the input rows: index them by `parents`.
         """
-        state = DecoderState(hidden, cell)
         choice = None if noise is None or sampled is None else Choice(noise, sampled)
-        logits, alphas, state = self.decoder.step(tokens, state, Annotations(annotations, keys), choice)
-        logits = logits.float()
-        log_probs = logits - logits.logsumexp(dim=-1, keepdim=True) + word_bias
+        log_probs, alphas, state = predict(
+            self.decoder, tokens, DecoderState(hidden, cell), Annotations(annotations, keys), choice
+        )
         live = scores.masked_fill(tokens == self.end, -torch.inf)
-        next_tokens, parents, next_scores, next_slots = survivors(live, log_probs, slots, end=self.end)
+        next_tokens, parents, next_scores, next_slots = survivors(live, log_probs + word_bias, slots, end=self.end)
         return (
             next_tokens,
             parents,
-            _rows(state.hidden, parents),
-            _rows(state.cell, parents),
+            rows_of(state.hidden, parents),
+            rows_of(state.cell, parents),
             next_scores,
             next_slots,
             alphas,
         )
+
+
+def predict(
+    decoder: Decoder, tokens: Tensor, state: DecoderState, annotations: Annotations, choice: Choice | None
+) -> tuple[Tensor, Tensor, DecoderState]:
+    """Log-probs float32 (B, K, V) of the next words, alphas (B, K, L) and the next state; see `Decoder.step`."""
+    logits, alphas, state = decoder.step(tokens, state, annotations, choice)
+    logits = logits.float()
+    return logits - logits.logsumexp(dim=-1, keepdim=True), alphas, state
 
 
 def survivors(scores: Tensor, log_probs: Tensor, slots: Tensor, *, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,7 +132,7 @@ def _top(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return flat.gather(1, places), places
 
 
-def _rows(state: Tensor, parents: Tensor) -> Tensor:
+def rows_of(state: Tensor, parents: Tensor) -> Tensor:
     """State (B, K, H) in the order of `parents` (B, K), by flat row index.
 
     An embedding look-up becomes the plain Gather of whole rows, which every runtime has a fast kernel for.

@@ -19,10 +19,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from saccade.errors import ConfigError
-from training.losses import at_least_float32
+from training.losses import at_least_float32, caption_log_probs
 from training.model import Choice, Forced
 
 
@@ -100,8 +99,7 @@ def variational_loss(
     if forced.place_log_probs is None:
         raise ValueError("the captions were not forced with choices")
     words = mask.sum()
-    word_log_probs = -F.cross_entropy(at_least_float32(forced.logits), targets, reduction="none")
-    log_likelihood = word_log_probs.new_zeros(mask.shape).masked_scatter(mask, word_log_probs).sum(-1)
+    log_likelihood = caption_log_probs(forced.logits, targets, mask)
     sampled = torch.stack([choice.sampled for choice in choices], dim=-1)[:, None] & mask  # (B, K, T)
     path = (at_least_float32(forced.place_log_probs) * sampled).sum(
         -1

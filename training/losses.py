@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def doubly_stochastic_penalty(alphas: Tensor, mask: Tensor) -> Tensor:
@@ -17,6 +18,15 @@ def doubly_stochastic_penalty(alphas: Tensor, mask: Tensor) -> Tensor:
     attended = (at_least_float32(alphas) * mask.unsqueeze(-1)).sum(dim=2)
     captions = mask.any(dim=2)
     return ((1 - attended) ** 2).sum(dim=-1)[captions].sum() / mask.sum()
+
+
+def caption_log_probs(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability (B, K) of every caption: the sum over its words.
+
+    logits : (N, V) and targets : int64 (N,), of the N places of mask (B, K, T)
+    """
+    words = -F.cross_entropy(at_least_float32(logits), targets, reduction="none")
+    return words.new_zeros(mask.shape).masked_scatter(mask, words).sum(dim=-1)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

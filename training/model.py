@@ -175,6 +175,10 @@ class Decoder(nn.Module):
         mean = values.mean(dim=1)
         return torch.tanh(self.initial_hidden(mean)), torch.tanh(self.initial_cell(mean))
 
+    def initial_rows(self, values: Tensor, rows: int) -> DecoderState:
+        """The initial state of `rows` rows per image, (B, K, H); a view."""
+        return DecoderState(*(part[:, None].expand(-1, rows, -1) for part in self.initial_state(values)))
+
     def step(
         self, tokens: Tensor, state: DecoderState, annotations: Annotations, choice: Choice | None = None
     ) -> tuple[Tensor, Tensor, DecoderState]:
@@ -198,8 +202,7 @@ class Decoder(nn.Module):
         choices : T of them, for hard attention
         """
         embedded = self.dropout(self.embedding(tokens))
-        hidden, cell = self.initial_state(annotations.values)
-        state = DecoderState(*(part[:, None].expand(-1, tokens.shape[1], -1) for part in (hidden, cell)))
+        state = self.initial_rows(annotations.values, tokens.shape[1])
         hiddens, glimpses = [], []
         for time, from_word in enumerate(self.from_word(embedded).unbind(dim=2)):
             glimpse, state = self._advance(from_word, state, annotations, choices[time] if choices else None)

@@ -47,6 +47,8 @@ class OptimisationOptions:
     weight_decay : of matrices and filters; not of biases, norms and embeddings
     gradient_clip : largest norm of the gradient
     label_smoothing : share of the target's probability that is spread over all words
+    scheduled_sampling : probability, in the last epoch, that the decoder is fed a word of its own instead of the
+        reference's; it rises in equal steps, one an epoch. 0 leaves out the pass that draws the words
     average_decay : validate and keep an exponential moving average of the weights, which keeps this share of itself at
         each step and so remembers about 1 / (1 - average_decay) steps; 0 keeps the weights themselves
     doubly_stochastic : lambda of the penalty that asks every place to be looked at (Eq. 14)
@@ -68,6 +70,7 @@ class OptimisationOptions:
     weight_decay: float = 0.0
     gradient_clip: float = 5.0
     label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
     average_decay: float = 0.0
     doubly_stochastic: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -92,7 +95,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "0 or more": (lambda value: value >= 0, ("warmup_steps", "weight_decay", "doubly_stochastic", "seed")),
     "above 0": (lambda value: value > 0, ("learning_rate", "encoder_learning_rate", "gradient_clip")),
     "above 0 and below 1": (lambda value: 0 < value < 1, ("plateau_factor",)),
-    "in [0, 1)": (lambda value: 0 <= value < 1, ("label_smoothing", "average_decay")),
+    "in [0, 1)": (lambda value: 0 <= value < 1, ("label_smoothing", "scheduled_sampling", "average_decay")),
 }
 """What a value must be, and of which fields; not-a-number is nothing of this."""
 

@@ -40,13 +40,15 @@ from training.checkpoint import (
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
 from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data, repeated
-from training.evaluation import evaluate
+from training.evaluation import attention_stays, evaluate
 from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
+from training.sampling import with_own_words
 from training.scene_data import SceneData
+from training.self_critical import SelfCritical, start_from
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Trainer:
         self._reporter = reporter
         self._state = TrainerState()
         self._concepts: Concepts | None = None
+        self._self_critical: SelfCritical | None = None
         self._augmentation = (
             Augmentation(config.augmentation, size=config.preprocessing.size) if config.augmentation else None
         )
@@ -97,8 +100,9 @@ class Trainer:
         train, validation = self._required(data, "train"), self._required(data, "validation")
         test = self._split(data, "test")
         vocabulary = self._vocabulary(train)
-        captioner = self._captioner(vocabulary, pretrained=not resuming)
+        captioner = self._captioner(vocabulary, pretrained=not resuming and self.config.self_critical is None)
         self._concepts = self._concept_task(captioner, train, vocabulary)
+        self._self_critical = self._rewards(train, vocabulary)
         options = self.config.optimisation
         optimisation = Optimisation(
             captioner,
@@ -108,6 +112,8 @@ class Trainer:
         )
         if resuming:
             self._resume(captioner, optimisation, vocabulary)
+        elif self.config.self_critical:
+            start_from(captioner, Path(self.config.self_critical.start), self._describe(vocabulary, {}))
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
@@ -206,6 +212,10 @@ class Trainer:
             return None
         return Concepts(captioner.encoder.width, train, vocabulary, options).to(self.device)
 
+    def _rewards(self, train: Split, vocabulary: Vocabulary) -> SelfCritical | None:
+        options, max_length = self.config.self_critical, self.config.validation.max_length
+        return SelfCritical(options, train.captions, vocabulary, max_length=max_length) if options else None
+
     def _pretrain(self, captioner: Captioner, train: Split) -> None:
         options = self.config.concepts
         if self._concepts is None or not options.epochs:
@@ -258,6 +268,11 @@ class Trainer:
         """Negative log-likelihood per word, and what is minimised."""
         options, decoder = self.config.optimisation, captioner.decoder
         annotations = captioner.annotate(batch.images)
+        if self._self_critical is not None:
+            return self._self_critical.losses(decoder, annotations, batch.indices)
+        if options.scheduled_sampling:
+            share = options.scheduled_sampling * self._state.epoch / options.epochs
+            batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, share))
         if self.config.decoder.attention == "hard":
             hard, places = self.config.hard, annotations.values.shape[1]
             batch = repeated(batch, hard.samples)
@@ -346,6 +361,8 @@ class Trainer:
         shown = ("CIDEr-D", "BLEU-4", "object_f1", "relation_accuracy", "pointing_nouns", "pointing_words")
         text = ", ".join(f"{name} {scores[name]:.3f}" for name in shown if name in scores)
         mark = " (best)" if self._state.best_epoch == self._state.epoch else ""
+        if attention_stays(self.config.decoder.attention, scores):
+            mark += f"; the attention hardly moves: alpha_variation {scores['alpha_variation']:.4f}"
         log.info("epoch %d, %.0f s: %s%s", self._state.epoch, self._state.seconds, text, mark)
 
     def _best_scores(self) -> dict[str, float]:

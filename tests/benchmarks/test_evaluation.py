@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from benchmarks.evaluation import caption_split, coco_results, open_model, split_scores
 from benchmarks.scoring import score_results
-from saccade.errors import CheckpointError
+from saccade.errors import CheckpointError, ConfigError
 from saccade.preprocessing import PreprocessSpec
 from tests.bundles import MAX_LENGTH, SPEC, patchworks
 from tests.commands import call
@@ -74,7 +76,7 @@ def test_a_checkpoint_and_its_bundle_say_and_score_the_same(
         outcomes = []
         for path in (tiny_checkpoint, tiny_bundle):
             with open_model(path) as model:
-                assert (model.path, model.grid, model.search_options.max_length) == (path, (4, 4), MAX_LENGTH)
+                assert (model.name, model.grid, model.search_options.max_length) == (str(path), (4, 4), MAX_LENGTH)
                 found = caption_split(model, photos, beam)
                 outcomes.append((found.captions, split_scores(model, photos, found, {})))
         assert outcomes[0] == outcomes[1]
@@ -98,6 +100,42 @@ def test_further_metrics_get_words_and_references(tiny_checkpoint: Path, photos:
 
 def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"), open_model(tmp_path):
+        pass
+
+
+def test_several_checkpoints_are_searched_together(
+    tiny_checkpoint: Path, hard_checkpoint: Path, photos: Split
+) -> None:
+    with open_model(tiny_checkpoint, hard_checkpoint) as model:
+        assert model.name == f"{tiny_checkpoint} + {hard_checkpoint}"
+        together = caption_split(model, photos, 3).captions
+    for path in (tiny_checkpoint, hard_checkpoint):
+        with open_model(path) as model:
+            assert caption_split(model, photos, 3).captions != together
+
+
+def changed(checkpoint: Path, folder: Path, before: str, after: str) -> Path:
+    """A copy of a checkpoint with another description."""
+    copy = Path(shutil.copytree(checkpoint, folder))
+    text = (copy / "checkpoint.json").read_text()
+    assert before in text
+    (copy / "checkpoint.json").write_text(text.replace(before, after))
+    return copy
+
+
+def test_models_of_other_words_or_pixels_are_no_ensemble(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    words = changed(tiny_checkpoint, tmp_path / "words", "sits", "stands")
+    pixels = changed(tiny_checkpoint, tmp_path / "pixels", "squash", "crop")
+    normal = changed(tiny_checkpoint, tmp_path / "normal", "0.25", "0.3")
+    with pytest.raises(ConfigError, match=r"no ensemble.*vocabulary.words was"), open_model(tiny_checkpoint, words):
+        pass
+    with pytest.raises(ConfigError, match=r"preprocessing.geometry was squash, is crop"), open_model(normal, pixels):
+        pass
+    with pytest.raises(ConfigError, match="is a bundle; an ensemble takes"), open_model(tiny_checkpoint, tiny_bundle):
+        pass
+    with open_model(tiny_checkpoint, normal):  # each normalises as it was trained to
         pass
 
 
@@ -135,6 +173,45 @@ def test_the_command_writes_what_saccade_score_scores_the_same(
         assert f"{scores['CIDEr-D']:.4f}" in next(line for line in outcome.out.splitlines() if "CIDEr-D" in line)
 
 
+def test_the_command_looks_where_it_is_told(
+    hard_checkpoint: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the search itself does with that mode and seed."""
+    images = load_split(open_data(load_config(config).data), "test", SPEC)
+    assert images is not None
+    said = {}
+    for mode, seed in (("expected", 0), ("argmax", 0), ("sample", 1), ("sample", 2)):
+        out = tmp_path / "results.json"
+        options = ("--split", "test", "--decode-mode", mode, "--seed", str(seed), "--out", out)
+        assert call(capsys, "evaluate", hard_checkpoint, "--data", config, *options).code == 0
+        with open_model(hard_checkpoint) as model:
+            chosen = replace(model.search_options, decode_mode=mode, seed=seed)
+            found = caption_split(replace(model, search_options=chosen), images, 3).captions
+        written = json.loads(out.with_name("results.beam3.json").read_text())
+        assert [one["caption"] for one in written] == list(found)
+        search = json.loads(out.with_name("results.scores.json").read_text())["search"]
+        assert (search["decode_mode"], search["seed"]) == (mode, seed)
+        said[mode, seed] = tuple(found)
+    assert len(set(said.values())) == 4
+
+
+def test_the_command_looks_as_the_bundle_does_unless_it_is_told(
+    hard_bundle: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    outcome = call(capsys, "evaluate", hard_bundle, "--data", config, "--split", "test", "--limit", "1", "--out", out)
+    assert outcome.code == 0
+    assert json.loads(out.with_name("results.scores.json").read_text())["search"]["decode_mode"] == "sample"
+
+
+def test_soft_attention_knows_no_decode_mode(
+    tiny_checkpoint: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data", config, "--split", "test", "--decode-mode", "argmax", "--quiet")
+    outcome = call(capsys, "evaluate", tiny_checkpoint, *options)
+    assert outcome.error.startswith('decode mode "argmax" is for hard attention; this model has "soft"')
+
+
 def test_missing_metrics_are_told_before_the_model_is_opened(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,5 +235,16 @@ def test_captions_are_kept_when_a_metric_fails(
     assert callback
     out = tmp_path / "x.json"
     with pytest.raises(ZeroDivisionError):
-        callback(tiny_checkpoint, config, "test", (1,), ("meteor",), None, out, True)
+        callback(
+            models=(tiny_checkpoint,),
+            data=config,
+            split="test",
+            beams=(1,),
+            decode_mode=None,
+            seed=0,
+            metrics=("meteor",),
+            limit=None,
+            out=out,
+            quiet=True,
+        )
     assert len(json.loads((tmp_path / "x.beam1.json").read_text())) == 7

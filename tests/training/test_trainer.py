@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from saccade.errors import CheckpointError, ConfigError, DivergenceError, Output
 from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
 from tests.bundles import patchworks
+from tests.commands import call
 from training.augmentation import AugmentationOptions
 from training.checkpoint import load_checkpoint
 from training.config import (
@@ -30,7 +32,9 @@ from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
 from training.model import Captioner, DecoderOptions
 from training.optimisation import OptimisationOptions
+from training.sampling import with_own_words
 from training.scene_data import SceneData, SceneSeeds
+from training.self_critical import SelfCriticalOptions
 from training.trainer import Trainer
 
 CONFIG = TrainingConfig(
@@ -146,8 +150,6 @@ def test_overlapping_splits_are_refused() -> None:
 
 
 def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     def copy(name: str) -> Path:
@@ -178,6 +180,30 @@ def test_without_attention_there_is_one_place_to_look_at(tmp_path: Path) -> None
     assert scores["test/alpha_variation"] == 0
 
 
+@pytest.mark.parametrize(("variation", "code"), [(0.0099, 1), (0.0101, 0)])
+def test_the_command_fails_after_its_scores_where_the_attention_does_not_move(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variation: float, code: int
+) -> None:
+    scores = {"test/CIDEr-D": 0.5, "test/alpha_variation": variation}
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: scores)
+    outcome = call(capsys, "train", "configs/scenes-soft.toml", "--quiet")
+    assert outcome.code == code
+    assert outcome.out.startswith("test/CIDEr-D\t0.5000\n")
+    assert ("the attention does not move" in outcome.err) == (code == 1)
+
+
+def test_every_epoch_tells_of_an_attention_that_does_not_move(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one_epoch = replace(CONFIG, optimisation=replace(CONFIG.optimisation, epochs=1))
+    with caplog.at_level("INFO", "training"):
+        train(tmp_path / "soft", one_epoch)
+        assert "epoch 1" in caplog.text
+        assert "the attention hardly moves: alpha_variation 0.00" in caplog.text
+        caplog.clear()
+        train(tmp_path / "none", replace(one_epoch, decoder=replace(CONFIG.decoder, attention="none")))
+        assert "epoch 1" in caplog.text
+        assert "attention" not in caplog.text
+
+
 def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its annotations are kept: the second run does not ask it for the training images at all."""
     config = replace(
@@ -199,6 +225,49 @@ def test_a_frozen_encoder_is_asked_once_per_image(tmp_path: Path, monkeypatch: p
     assert seen == 24 + 4 + 4  # train, validation, test
     train(tmp_path / "second", config)
     assert seen == 24 + 4 + 4 + 4  # the test split is captioned from its pixels
+
+
+def test_the_decoder_is_fed_more_words_of_its_own_from_epoch_to_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def recorded(*arguments: Any) -> torch.Tensor:
+        shares.append(arguments[-1])
+        return with_own_words(*arguments)
+
+    monkeypatch.setattr("training.trainer.with_own_words", recorded)
+    train(tmp_path / "run", replace(CONFIG, optimisation=replace(CONFIG.optimisation, scheduled_sampling=0.5)))
+    assert shares == [0.25] * 3 + [0.5] * 3
+    train(tmp_path / "without")
+    assert len(shares) == 6
+
+
+def test_a_run_goes_on_by_rewards_from_the_weights_of_another(tmp_path: Path) -> None:
+    """With almost no learning rate it ends where it began; when it is resumed, it needs the other run no more."""
+    train(tmp_path / "first")
+    config = replace(
+        CONFIG,
+        concepts=ConceptOptions(),
+        optimisation=replace(CONFIG.optimisation, epochs=1, learning_rate=1e-12, doubly_stochastic=0.0),
+        self_critical=SelfCriticalOptions(start=str(tmp_path / "first"), samples=2),
+    )
+    scores = train(tmp_path / "second", config)
+    first, second = (load_checkpoint(tmp_path / name).captioner.decoder.state_dict() for name in ("first", "second"))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-9)
+    shutil.rmtree(tmp_path / "first")
+    assert train(tmp_path / "second", config) == scores
+
+
+def test_rewards_do_not_begin_with_the_weights_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = replace(
+        CONFIG,
+        concepts=ConceptOptions(),
+        optimisation=replace(CONFIG.optimisation, doubly_stochastic=0.0),
+        self_critical=SelfCriticalOptions(start=str(tiny_checkpoint)),
+    )
+    with pytest.raises(ConfigError, match=r"is another model \(decoder.attention_width was 16, is 8.*words was"):
+        train(tmp_path / "run", config)
 
 
 def test_photographs_without_a_test_split_are_scored_on_validation(
@@ -239,6 +308,11 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
             },
             "photographs have no relation_accuracy",
         ),
+        (
+            {"self_critical": SelfCriticalOptions(start="run"), "decoder": DecoderOptions(attention="hard")},
+            r"\[self_critical\] knows soft attention and none",
+        ),
+        ({"self_critical": SelfCriticalOptions(start="run")}, "goes by rewards alone: set label_smoothing"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], problem: str) -> None:

@@ -1,0 +1,136 @@
+"""Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563): a trained captioner goes on by CIDEr-D.
+
+The decoder draws captions y^n of an image from its own predictions. Training maximises the expected reward
+
+    J = sum_y p(y | a) r(y),   whose gradient is estimated by   1/N sum_n (r(y^n) - b^n) d log p(y^n | a)
+
+with a baseline b^n that does not depend on y^n: the reward of greedy search, or the mean reward of the other captions
+drawn for the image (Luo 2020, arXiv:2003.09971). The decoder is trained as it captions, without dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saccade.errors import ConfigError
+from saccade.files import differences
+from saccade.structure import unstructure
+from saccade.vocabulary import Vocabulary
+from training.checkpoint import Description, load_weights, read_description, resolve_checkpoint
+from training.losses import caption_log_probs
+from training.metrics import Caption, CiderD
+from training.model import Annotations, Captioner, Decoder
+from training.sampling import as_it_captions, drawn_captions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfCriticalOptions:
+    """Training by rewards instead of likelihood.
+
+    start : run or checkpoint whose weights it starts from; the same model, trained by likelihood
+    samples : captions drawn per image and step
+    baseline : what a caption's reward is compared with: the mean reward of the image's "others", or that of "greedy"
+        search, which takes one more caption per image
+    """
+
+    start: str
+    samples: int = 5
+    baseline: Literal["others", "greedy"] = "others"
+
+    def __post_init__(self) -> None:
+        least = 2 if self.baseline == "others" else 1
+        if self.samples < least:
+            raise ConfigError(
+                f'invalid self_critical: samples must be at least {least} with baseline = "{self.baseline}", '
+                f"got {self.samples}"
+            )
+
+
+class SelfCritical:
+    """Draws captions and rewards them with their CIDEr-D against the references of the training split.
+
+    `<end>` counts as a word, in references and captions: without it fragments such as "a man on a" are well rewarded
+    (Rennie et al. 2017). A caption that has not ended by `max_length` words lacks it.
+    """
+
+    def __init__(
+        self,
+        options: SelfCriticalOptions,
+        references: Sequence[Sequence[Caption]],
+        vocabulary: Vocabulary,
+        *,
+        max_length: int,
+    ) -> None:
+        self._options = options
+        self._vocabulary = vocabulary
+        self._max_length = max_length
+        end = vocabulary.words[vocabulary.end]
+        ended = [[(*reference, end) for reference in image] for image in references]
+        self._metric = CiderD(ended, unknown=vocabulary.words[vocabulary.unk])
+
+    def losses(self, decoder: Decoder, annotations: Annotations, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the mean reward of captions drawn now, and the loss whose gradient is minus the estimate of dJ.
+
+        indices : int64 (B,), the images' places in the references
+        """
+        greedy = self._options.baseline == "greedy"
+        with as_it_captions(decoder):
+            words = drawn_captions(
+                decoder,
+                annotations,
+                rows=self._options.samples + greedy,
+                greedy_rows=int(greedy),
+                start=self._vocabulary.start,
+                end=self._vocabulary.end,
+                max_length=self._max_length,
+            )
+            rewards = self._rewards(words, indices)
+            if greedy:
+                words, baseline, rewards = words[:, 1:], rewards[:, :1], rewards[:, 1:]
+            else:
+                baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+            log_probs = self._log_probs(decoder, annotations, words)
+        return -rewards.mean(), -((rewards - baseline) * log_probs).mean()
+
+    def _rewards(self, words: Tensor, indices: Tensor) -> Tensor:
+        """(B, K), of words (B, K, T)."""
+        rows = words.flatten(0, 1).cpu()
+        captions = [self._vocabulary.decode(row[spoken]) for row, spoken in zip(rows, self._spoken(rows), strict=True)]
+        images = indices.repeat_interleave(words.shape[1]).tolist()
+        rewards = self._metric.score(captions, images=images).per_image
+        return torch.from_numpy(rewards).to(words.device, torch.float32).view(words.shape[:2])
+
+    def _log_probs(self, decoder: Decoder, annotations: Annotations, words: Tensor) -> Tensor:
+        """Of every caption log p(y | a), (B, K)."""
+        start = torch.full_like(words[..., :1], self._vocabulary.start)
+        spoken = self._spoken(words)
+        forced = decoder.teacher_forced(torch.cat([start, words[..., :-1]], dim=-1), spoken, annotations)
+        return caption_log_probs(forced.logits, words[spoken], spoken)
+
+    def _spoken(self, words: Tensor) -> Tensor:
+        """Where words (..., T) belong to a caption: up to its first `<end>`, that included."""
+        return (words == self._vocabulary.end).cumsum(dim=-1) <= 1
+
+
+def start_from(captioner: Captioner, path: Path, description: Description) -> None:
+    """Load the weights of an earlier run. Raises ConfigError where its model is not what the description says."""
+    folder = resolve_checkpoint(path)
+    earlier, ours = map(_model, (read_description(folder), description))
+    if changed := differences(earlier, ours):
+        raise ConfigError(
+            f"self_critical.start: {path} is another model ({', '.join(changed)}): "
+            "train that one on, with its own configuration"
+        )
+    load_weights(captioner, folder)
+
+
+def _model(description: Description) -> dict[str, object]:
+    model = {name: unstructure(getattr(description, name)) for name in ("encoder", "decoder", "preprocessing")}
+    del model["encoder"]["frozen"]  # the one phase may train the encoder, and the other not
+    return model | {"vocabulary": description.vocabulary}
