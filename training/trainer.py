@@ -152,7 +152,7 @@ class Trainer:
             shutil.rmtree(self.folder)
         if not (self.folder / "latest.json").is_file():  # nothing of an earlier run is worth keeping
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(record, run | {"environment": _environment(self.device)})
+            write_json(record, run | {"environment": environment(self.device)})
             return False
         changed = differences(before["config"], run["config"])
         if changed:
@@ -242,13 +242,14 @@ class Trainer:
             done = 0
             for batch in epoch:
                 rate = optimisation.rate
-                loss = self._train_step(captioner, optimisation, batch)
+                loss = self.train_step(captioner, optimisation, batch)
                 done += len(batch.images)
                 if self._state.step % 20 == 0:
                     metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": rate})
                 progress(done, loss=loss)
 
-    def _train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
+    def train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
+        """Train on one batch; returns its negative log-likelihood per word. Raises DivergenceError."""
         if self._augmentation is not None:
             batch = batch._replace(images=self._augmentation(batch.images))
         batch = Batch(*(part.to(self.device) for part in batch))
@@ -336,7 +337,7 @@ class Trainer:
             max_length=self.config.validation.max_length,
             provenance={
                 "config": unstructure(self.config),
-                "environment": _environment(self.device),
+                "environment": environment(self.device),
                 "epoch": self._state.epoch,
                 "training_seconds": round(self._state.seconds, 1),
             },
@@ -441,7 +442,7 @@ def _restore_trainer(tensors: dict[str, Tensor], concepts: Concepts | None) -> d
     return below(_OPTIMISATION, tensors)
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
     commit = None
     if git := shutil.which("git"):

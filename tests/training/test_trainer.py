@@ -83,7 +83,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     )
     train(tmp_path / "whole", config)
     steps = 0
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies_at_the_fifth_step(self: Trainer, *arguments: object) -> float:
         nonlocal steps
@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
             raise KeyboardInterrupt
         return original(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "_train_step", dies_at_the_fifth_step)
+    monkeypatch.setattr(Trainer, "train_step", dies_at_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", config)
     monkeypatch.undo()
