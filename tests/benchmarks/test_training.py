@@ -16,15 +16,16 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import training as benchmark
-from benchmarks.training import SpeedOptions, alternate, comparable, random_split, ratios
+from benchmarks.training import SpeedOptions, alternate, comparable, random_captioner, random_split, ratios
 from benchmarks.tutorial_loop import TutorialLoop, caption_batches, tutorial_weights
 from saccade.errors import ConfigError
 from saccade.progress import Reporter
 from saccade.vocabulary import Vocabulary
 from tests.toys import toy_vocabulary
 from training.config import TrainingConfig, load_config
-from training.data import batches
-from training.model import Captioner, build_captioner
+from training.data import Split, batches
+from training.encoders import EncoderOptions
+from training.model import Captioner
 from training.optimisation import Optimisation
 from training.trainer import Trainer
 
@@ -77,18 +78,12 @@ def config(config_file: Path) -> TrainingConfig:
     return comparable(load_config(config_file))
 
 
-def random_captioner(config: TrainingConfig, vocabulary: Vocabulary) -> Captioner:
+def captioner_for(config: TrainingConfig, vocabulary: Vocabulary, split: Split) -> Captioner:
     torch.manual_seed(0)
-    captioner = build_captioner(
-        config.encoder,
-        config.decoder,
-        words=len(vocabulary),
-        mean=config.preprocessing.mean,
-        std=config.preprocessing.std,
-    )
+    captioner = random_captioner(config, vocabulary, split)
     for weight in captioner.decoder.parameters():
         torch.nn.init.normal_(weight, std=0.5)  # biases too, which begin as zeros
-    return captioner.train()
+    return captioner
 
 
 @pytest.mark.parametrize(("smoothing", "penalty"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1.0)])
@@ -99,7 +94,7 @@ def test_the_tutorial_loop_has_our_trainers_loss_and_gradients(
     options = replace(config.optimisation, label_smoothing=smoothing, doubly_stochastic=penalty)
     config, vocabulary = replace(config, optimisation=options), toy_vocabulary(20)
     split = random_split(config, vocabulary, batch_count=1)
-    ours = random_captioner(config, vocabulary)
+    ours = captioner_for(config, vocabulary, split)
     tutorial = TutorialLoop(ours, options)
     (batch,) = batches(split, vocabulary, np.random.default_rng(0), images=4, captions_per_image=3)
     trainer = Trainer(config, Path(), device=torch.device("cpu"), reporter=Reporter(quiet=True))
@@ -122,10 +117,10 @@ def test_the_tutorial_loop_has_our_trainers_loss_and_gradients(
 
 def test_the_tutorial_loop_leaves_our_weights_alone(config: TrainingConfig) -> None:
     vocabulary = toy_vocabulary(20)
-    captioner = random_captioner(config, vocabulary)
+    split = random_split(config, vocabulary, batch_count=2)
+    captioner = captioner_for(config, vocabulary, split)
     before = deepcopy(captioner.state_dict())
     tutorial = TutorialLoop(captioner, config.optimisation)
-    split = random_split(config, vocabulary, batch_count=2)
     first, second = (
         tutorial.step(batch) for batch in caption_batches(split, vocabulary, np.random.default_rng(0), captions=12)
     )
@@ -158,6 +153,17 @@ def test_random_captions_have_the_lengths_that_are_told(config: TrainingConfig) 
     assert min(lengths) == 8
     assert 16 < max(lengths) <= 20
     assert statistics.mean(lengths) == pytest.approx(12, abs=0.3)
+
+
+def test_random_annotations_are_as_large_as_trained_ones(config: TrainingConfig) -> None:
+    """Those of a fresh mobilenet_v2 are about 1e-9, which float16 rounds to zero."""
+    config = replace(config, encoder=EncoderOptions(name="mobilenet_v2", frozen=True))
+    vocabulary = toy_vocabulary(20)
+    split = random_split(config, vocabulary, batch_count=2)
+    captioner = random_captioner(config, vocabulary, split)
+    with torch.no_grad():
+        values = captioner.encode(torch.from_numpy(split.images[:]))
+    assert 0.05 < values.mean() < 1
 
 
 def test_what_a_tutorial_cannot_do_is_taken_out_of_the_configuration(config_file: Path) -> None:
