@@ -103,9 +103,7 @@ def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path: Path) -> Non
         pass
 
 
-def test_several_checkpoints_are_searched_together(
-    tiny_checkpoint: Path, hard_checkpoint: Path, photos: Split
-) -> None:
+def test_several_checkpoints_are_searched_together(tiny_checkpoint: Path, hard_checkpoint: Path, photos: Split) -> None:
     with open_model(tiny_checkpoint, hard_checkpoint) as model:
         assert model.name == f"{tiny_checkpoint} + {hard_checkpoint}"
         together = caption_split(model, photos, 3).captions
