@@ -49,7 +49,8 @@ class Search(Protocol):
 class Model:
     """A captioner ready to search, wherever it comes from.
 
-    name : the bundle or checkpoint that was truly taken, all of an ensemble; runs_on : runtime, version, device, precision
+    name : the bundle or checkpoint that was truly taken, or all of an ensemble
+    runs_on : runtime, version, device, precision
     search_options : the model's own; callers replace the beam
     grid : rows and columns of the annotations
     """

@@ -48,10 +48,11 @@ from saccade.structure import unstructure
 from saccade.vocabulary import END, PAD, START, UNK, Vocabulary
 from training.config import TrainingConfig, load_config
 from training.data import Split, batches
+from training.environment import environment
 from training.features import cached_annotations
 from training.model import Captioner, DecoderOptions, build_captioner
 from training.optimisation import Optimisation
-from training.trainer import Trainer, environment
+from training.trainer import Trainer
 
 Rates = Mapping[str, Sequence[float]]
 """Captions per second of every round, by side."""

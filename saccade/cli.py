@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(root.main(arguments, standalone_mode=False))
+        sys.exit(root.main(arguments, prog_name="saccade", standalone_mode=False))
     except SaccadeError as error:
         click.echo(f"saccade: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)

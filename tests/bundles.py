@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -55,9 +56,9 @@ def hard_bundle(hard_checkpoint: Path) -> Path:
     return folder
 
 
-def make_checkpoint(folder: Path, attention: Literal["soft", "hard"] = "soft") -> Path:
+def make_checkpoint(folder: Path, attention: Literal["soft", "hard"] = "soft", *, first_seed: int = 0) -> Path:
     """Write a checkpoint of random weights with which different pictures get different captions."""
-    captioner = next(filter(_is_talkative, (_random_captioner(seed, attention) for seed in range(1000))))
+    captioner = next(filter(_is_talkative, (_random_captioner(seed, attention) for seed in count(first_seed))))
     description = Description(
         format_version=FORMAT_VERSION,
         encoder=captioner.encoder.options,

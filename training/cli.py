@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import torch
 from saccade.errors import BackendError
 from saccade.progress import Reporter
 from training.config import load_config
+from training.distribution import device_number, is_main, joined
 from training.evaluation import check_attention
 from training.trainer import Trainer
 
@@ -31,16 +33,22 @@ def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: b
     """
     settings, chosen = load_config(config), _device(device)
     folder = out or Path("runs") / config.stem
-    trainer = Trainer(settings, folder, device=chosen, reporter=Reporter(quiet=quiet))
-    scores = trainer.run(overwrite=overwrite)
-    for name, value in scores.items():
-        click.echo(f"{name}\t{value:.4f}")
+    with joined(chosen):
+        if not is_main():  # the others say only what goes wrong
+            logging.getLogger("training").setLevel(logging.WARNING)
+        trainer = Trainer(settings, folder, device=chosen, reporter=Reporter(quiet=quiet or not is_main()))
+        scores = trainer.run(overwrite=overwrite)
+        for name, value in scores.items() if is_main() else ():
+            click.echo(f"{name}\t{value:.4f}")
     check_attention(settings.decoder.attention, scores)
 
 
 def _device(name: str) -> torch.device:
+    """The device that is meant, tried; of "auto" and "cuda" each process that torchrun starts has its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{device_number()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -25,6 +25,7 @@ from saccade.errors import DivergenceError
 from saccade.vocabulary import Vocabulary
 from training.config import ConceptOptions
 from training.data import Progress, Split
+from training.distribution import share, total, total_gradients
 from training.model import Captioner
 from training.optimisation import OptimisationOptions, build_optimiser
 
@@ -55,9 +56,11 @@ class Concepts(nn.Module):
         """Cross-entropy with the references, summed over the concepts and averaged over the images.
 
         values : annotations (B, L, D) of the images of the split with these indices, int64 (B,)
+        Of several processes each gets the part of its own images: the parts add up to the average over all.
         """
         targets = self._targets[indices.cpu()].to(values.device)
-        return F.binary_cross_entropy_with_logits(self(values), targets, reduction="none").sum(dim=1).mean()
+        images = total(targets.new_tensor(len(targets)))
+        return F.binary_cross_entropy_with_logits(self(values), targets, reduction="sum") / images
 
 
 def concept_targets(split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> tuple[list[Concept], Tensor]:
@@ -116,7 +119,8 @@ def pretrain_encoder(
     for _ in range(options.epochs):
         order = rng.permutation(len(split))
         for start in range(0, len(order), images):
-            chosen = order[start : start + images]
+            batch = order[start : start + images]
+            chosen = batch[share()]
             with torch.autocast(device.type, torch.bfloat16, enabled=optimisation.precision == "bfloat16"):
                 values = captioner.encode(torch.from_numpy(split.images[chosen]).to(device))
                 loss = concepts.loss(values, torch.from_numpy(chosen))
@@ -124,8 +128,9 @@ def pretrain_encoder(
                 raise DivergenceError(f"pretraining diverged after {done} images: lower concepts.learning_rate")
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
+            total_gradients(parameters)
             torch.nn.utils.clip_grad_norm_(parameters, optimisation.gradient_clip)
             optimiser.step()
             schedule.step()
-            done += len(chosen)
+            done += len(batch)
             progress(done)

@@ -145,8 +145,11 @@ def batches(
     *,
     images: int,
     captions_per_image: int,
+    share: slice = slice(None),
 ) -> Iterator[Batch]:
     """One epoch in random order: every image once, `captions_per_image` of its references drawn without repeats.
+
+    share : which images of every batch are wanted; it changes nothing of what is drawn
 
     Images whose longest drawn captions are of about the same length share a batch, so that little of it is padding.
     """
@@ -157,7 +160,7 @@ def batches(
         by_length = sorted(drawn, key=lambda index: max(map(len, drawn[index])))
         groups = [by_length[at : at + images] for at in range(0, len(by_length), images)]
         for group in rng.permutation(len(groups)):
-            chosen = groups[group]
+            chosen = groups[group][share]
             captions = [drawn[index] for index in chosen]
             yield Batch(
                 torch.tensor(chosen), torch.from_numpy(split.images[np.array(chosen)]), *_forced(captions, vocabulary)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError
-from training.losses import at_least_float32, caption_log_probs
+from training.distribution import total
+from training.losses import at_least_float32, caption_log_probs, per_word
 from training.model import Choice, Forced
 
 
@@ -94,11 +95,11 @@ def variational_loss(
     """Negative log-likelihood per word, and the loss whose gradient is minus the learning rule's, per word.
 
     targets : (N,), the words at the N places of `mask` (B, K, T), where K counts the sampled paths of each caption
-    Updates the baseline by the mean reward of the rows that looked at samples.
+    Updates the baseline by the mean reward of the rows that looked at samples. Of several processes each gets its part
+    of both numbers, as `per_word` has it, and all get the same baseline.
     """
     if forced.place_log_probs is None:
         raise ValueError("the captions were not forced with choices")
-    words = mask.sum()
     log_likelihood = caption_log_probs(forced.logits, targets, mask)
     sampled = torch.stack([choice.sampled for choice in choices], dim=-1)[:, None] & mask  # (B, K, T)
     path = (at_least_float32(forced.place_log_probs) * sampled).sum(
@@ -109,11 +110,12 @@ def variational_loss(
         reward = reward / mask.sum(-1).clamp(min=1)
     rows = sampled.any(-1)
     before = baseline.value
-    if rows.any():
-        baseline.update(float(reward[rows].mean()), options.baseline_decay)
+    summed, count = total(torch.stack([reward[rows].sum(), rows.sum().to(reward.dtype)])).tolist()
+    if count:
+        baseline.update(summed / count, options.baseline_decay)
     advantage = reward - (before if baseline.updates > 1 else baseline.value)
     alphas = at_least_float32(forced.alphas)
     entropy = -(alphas * alphas.clamp(min=1e-12).log()).sum(-1)
     bound = log_likelihood.sum() + options.reinforce * (advantage * path).sum()
     bound = bound + options.entropy * (entropy * mask).sum()
-    return -log_likelihood.sum().detach() / words, -bound / words
+    return per_word(-log_likelihood.sum().detach(), mask), per_word(-bound, mask)

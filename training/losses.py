@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.distribution import total
+
 
 def doubly_stochastic_penalty(alphas: Tensor, mask: Tensor) -> Tensor:
     """sum_i (1 - sum_t alpha_ti)^2 of every caption, per word (Eq. 14): every place is to be looked at once.
@@ -13,11 +15,19 @@ def doubly_stochastic_penalty(alphas: Tensor, mask: Tensor) -> Tensor:
     alphas : (B, K, T, L); those at padded places count for nothing
     mask : bool (B, K, T)
     Eq. 14 sums over the words of a caption, as its likelihood does. Both are divided by the number of words, so that
-    the learning rate does not depend on caption length.
+    the learning rate does not depend on caption length (`per_word`).
     """
     attended = (at_least_float32(alphas) * mask.unsqueeze(-1)).sum(dim=2)
     captions = mask.any(dim=2)
-    return ((1 - attended) ** 2).sum(dim=-1)[captions].sum() / mask.sum()
+    return per_word(((1 - attended) ** 2).sum(dim=-1)[captions].sum(), mask)
+
+
+def per_word(summed: Tensor, mask: Tensor) -> Tensor:
+    """A sum over the words of `mask`, divided by the number of words in the whole batch.
+
+    Of several processes each has its own sum and mask, and gets its part of the mean: the parts add up to it.
+    """
+    return summed / total(mask.sum())
 
 
 def caption_log_probs(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

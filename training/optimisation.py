@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, R
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saccade.errors import ConfigError
+from training.distribution import is_main, total_gradients
 from training.model import Captioner
 from training.muon import Muon
 
@@ -142,11 +143,13 @@ class Optimisation:
     def step(self, loss: Tensor) -> None:
         """Add the gradient of a batch's loss, and with the last of `accumulate` batches move the weights.
 
-        Batches that are left over at the end of an epoch count towards the first step of the next.
+        Batches that are left over at the end of an epoch count towards the first step of the next. Several processes
+        give their parts of each loss, and all make the same step.
         """
-        if not self._pending:
+        if not self._pending or not is_main():  # among several processes, the main one keeps what has been added up
             self._optimiser.zero_grad()
         torch.autograd.backward(loss / self._options.accumulate)
+        total_gradients(self._trained)
         self._pending = (self._pending + 1) % self._options.accumulate
         if self._pending:
             return

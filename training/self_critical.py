@@ -23,6 +23,7 @@ from saccade.files import differences
 from saccade.structure import unstructure
 from saccade.vocabulary import Vocabulary
 from training.checkpoint import Description, load_weights, read_description, resolve_checkpoint
+from training.distribution import total
 from training.losses import caption_log_probs
 from training.metrics import Caption, CiderD
 from training.model import Annotations, Captioner, Decoder
@@ -78,6 +79,7 @@ class SelfCritical:
         """Minus the mean reward of captions drawn now, and the loss whose gradient is minus the estimate of dJ.
 
         indices : int64 (B,), the images' places in the references
+        Of several processes each gets its part of both means: the parts add up.
         """
         greedy = self._options.baseline == "greedy"
         with as_it_captions(decoder):
@@ -96,7 +98,8 @@ class SelfCritical:
             else:
                 baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
             log_probs = self._log_probs(decoder, annotations, words)
-        return -rewards.mean(), -((rewards - baseline) * log_probs).mean()
+        captions = total(rewards.new_tensor(rewards.numel()))
+        return -rewards.sum() / captions, -((rewards - baseline) * log_probs).sum() / captions
 
     def _rewards(self, words: Tensor, indices: Tensor) -> Tensor:
         """(B, K), of words (B, K, T)."""

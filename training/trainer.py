@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import platform
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saccade import __version__
 from saccade.errors import CheckpointError, ConfigError, DivergenceError, OutputError
-from saccade.files import differences, write_atomically, write_json
+from saccade.files import differences, write_json
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
 from saccade.structure import structure, unstructure
@@ -40,10 +35,13 @@ from training.checkpoint import (
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
 from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data, repeated
+from training.distribution import from_main, is_main, main_first, number, processes, share, total
+from training.environment import environment
 from training.evaluation import attention_stays, evaluate
 from training.features import cached_annotations
 from training.hard_attention import Baseline, draw_choices, variational_loss
-from training.losses import at_least_float32, doubly_stochastic_penalty
+from training.losses import at_least_float32, doubly_stochastic_penalty, per_word
+from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
 from training.sampling import with_own_words
@@ -68,12 +66,19 @@ class TrainerState:
     scores: dict[str, float] = field(default_factory=dict)
     baseline: Baseline = field(default_factory=Baseline)
 
+    def take(self, scores: dict[str, float], score: float) -> None:
+        """Note what the epoch scored, and whether it is the best so far by `score`."""
+        self.scores = scores
+        if score > self.best_score:
+            self.best_epoch, self.best_score = self.epoch, score
+
 
 class Trainer:
     """One training run in one folder.
 
     The folder holds run.json (configuration, versions), metrics.jsonl, tensorboard/, checkpoints/epoch-NNNN of the
-    last and the best epoch, and latest.json and best.json that name them.
+    last and the best epoch, and latest.json and best.json that name them. Of several processes, each with its trainer,
+    the main one alone writes and validates (`training.distribution`).
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, *, device: torch.device, reporter: Reporter) -> None:
@@ -94,10 +99,11 @@ class Trainer:
         overwrite : throw away an earlier run in the folder
         Raises ConfigError or OutputError where the folder holds another run, or something else.
         """
-        resuming = self._prepare_folder(overwrite=overwrite)
+        resuming = from_main(lambda: self._prepare_folder(overwrite=overwrite))
         torch.manual_seed(self.config.optimisation.seed)
         data = open_data(self.config.data)
         train, validation = self._required(data, "train"), self._required(data, "validation")
+        self._check_shares(train)
         test = self._split(data, "test")
         vocabulary = self._vocabulary(train)
         captioner = self._captioner(vocabulary, pretrained=not resuming and self.config.self_critical is None)
@@ -117,7 +123,7 @@ class Trainer:
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
-        metrics = _MetricsLog(self.folder, self._state.step)
+        metrics = MetricsLog(self.folder, self._state.step)
         search_options = SearchOptions(
             beam=self.config.validation.beam,
             max_length=self.config.validation.max_length,
@@ -129,17 +135,20 @@ class Trainer:
             self._state.epoch += 1
             self._train_epoch(captioner, optimisation, vocabulary, train, metrics)
             with optimisation.averaged_weights():
-                scores = evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
+                scores = from_main(
+                    lambda: evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
+                )
                 optimisation.after_epoch(scores[self.config.validation.metric])
                 self._state.seconds += time.monotonic() - began
-                self._state.scores = scores
+                self._state.take(scores, scores[self.config.validation.metric])
                 metrics.write(
                     self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()}
                 )
-                self._keep(captioner, optimisation, vocabulary)
+                if is_main():
+                    self._keep(captioner, optimisation, vocabulary)
             self._say(scores)
         metrics.close()
-        return self._score_best(test, search_options, grid) if test else self._best_scores()
+        return from_main(lambda: self._score_best(test, search_options, grid) if test else self._best_scores())
 
     def _prepare_folder(self, *, overwrite: bool) -> bool:
         """Whether there is something to resume. Refuses a folder of another configuration, or of something else."""
@@ -173,11 +182,21 @@ class Trainer:
             raise ConfigError(f"training needs a {name} split, and [data] has none")
         return split
 
+    def _check_shares(self, train: Split) -> None:
+        """Raise ConfigError where a process would get no image of a batch."""
+        batch_images = self.config.optimisation.batch_images
+        smallest = len(train) % batch_images or batch_images
+        if smallest < processes():
+            raise ConfigError(
+                f"{len(train)} images in batches of {batch_images} leave a last batch of {smallest}, too few for "
+                f"{processes()} processes: choose another batch_images, or fewer processes"
+            )
+
     def _with_annotations(self, split: Split, captioner: Captioner) -> Split:
         """The split with what a frozen encoder makes of it, computed once."""
         if not self.config.encoder.frozen:
             return split
-        with self._reporter.task("annotating images", len(split), unit="images") as progress:
+        with main_first(), self._reporter.task("annotating images", len(split), unit="images") as progress:
             annotations = cached_annotations(
                 captioner,
                 split.images,
@@ -231,19 +250,24 @@ class Trainer:
         optimisation: Optimisation,
         vocabulary: Vocabulary,
         train: Split,
-        metrics: _MetricsLog,
+        metrics: MetricsLog,
     ) -> None:
         options = self.config.optimisation
-        rng = np.random.default_rng((options.seed, self._state.epoch))
+        torch.manual_seed(_noise_seed(options.seed, self._state.epoch))
         epoch = batches(
-            train, vocabulary, rng, images=options.batch_images, captions_per_image=options.captions_per_image
+            train,
+            vocabulary,
+            np.random.default_rng((options.seed, self._state.epoch)),
+            images=options.batch_images,
+            captions_per_image=options.captions_per_image,
+            share=share(),
         )
         with self._reporter.task(f"epoch {self._state.epoch}", len(train), unit="images") as progress:
             done = 0
             for batch in epoch:
                 rate = optimisation.rate
                 loss = self.train_step(captioner, optimisation, batch)
-                done += len(batch.images)
+                done = min(done + options.batch_images, len(train))
                 if self._state.step % 20 == 0:
                     metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": rate})
                 progress(done, loss=loss)
@@ -263,17 +287,17 @@ class Trainer:
             )
         optimisation.step(loss)
         self._state.step += 1
-        return float(likelihood.detach())
+        return float(total(likelihood.detach()))
 
     def _losses(self, captioner: Captioner, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood per word, and what is minimised."""
+        """Negative log-likelihood per word, and what is minimised; those of several processes add up."""
         options, decoder = self.config.optimisation, captioner.decoder
         annotations = captioner.annotate(batch.images)
         if self._self_critical is not None:
             return self._self_critical.losses(decoder, annotations, batch.indices)
         if options.scheduled_sampling:
-            share = options.scheduled_sampling * self._state.epoch / options.epochs
-            batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, share))
+            own = options.scheduled_sampling * self._state.epoch / options.epochs
+            batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, own))
         if self.config.decoder.attention == "hard":
             hard, places = self.config.hard, annotations.values.shape[1]
             batch = repeated(batch, hard.samples)
@@ -284,9 +308,11 @@ class Trainer:
         else:
             forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations)
             logits = at_least_float32(forced.logits)
-            likelihood = F.cross_entropy(logits, batch.targets)
-            smoothing = options.label_smoothing
-            loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing) if smoothing else likelihood
+            likelihood = per_word(F.cross_entropy(logits, batch.targets, reduction="sum"), batch.mask)
+            loss = likelihood
+            if smoothing := options.label_smoothing:
+                smooth = F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
+                loss = per_word(smooth, batch.mask)
         if self._concepts is not None and self.config.concepts.weight:
             loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.indices)
         if options.doubly_stochastic:
@@ -303,10 +329,6 @@ class Trainer:
         """Write this epoch's checkpoint, then point to it, then drop the ones no pointer names."""
         state = self._state
         tensors, values = optimisation.state()
-        score = state.scores[self.config.validation.metric]
-        improved = score > state.best_score
-        if improved:
-            state.best_epoch, state.best_score = state.epoch, score
         name = _checkpoint_name(state.epoch)
         save_checkpoint(
             self.folder / "checkpoints" / name,
@@ -355,7 +377,8 @@ class Trainer:
         tensors, state = load_trainer(folder)
         self._state = structure(state["trainer"], TrainerState, source=str(folder), error=CheckpointError)
         optimisation.restore(_restore_trainer(tensors, self._concepts), state["optimisation"])
-        self._point_to_best()  # a crash between two pointers may have left the other one behind
+        if is_main():
+            self._point_to_best()  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
 
     def _say(self, scores: dict[str, float]) -> None:
@@ -389,35 +412,9 @@ class Trainer:
         return scores
 
 
-class _MetricsLog:
-    """metrics.jsonl and TensorBoard. Lines after the step that is resumed from are dropped."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-
-    def close(self) -> None:
-        self._board.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return math.inf  # a line torn by a crash
+def _noise_seed(seed: int, epoch: int) -> int:
+    """What torch draws in an epoch follows from: another in every process, the same when an epoch is repeated."""
+    return int(np.random.SeedSequence((seed, epoch, number())).generate_state(1, np.uint64)[0])
 
 
 def _checkpoint_name(epoch: int) -> str:
@@ -425,36 +422,15 @@ def _checkpoint_name(epoch: int) -> str:
 
 
 def _trainer_tensors(optimisation: dict[str, Tensor], concepts: Concepts | None) -> dict[str, Tensor]:
-    """The optimisation's own tensors, the random state, and the concepts' head."""
+    """The optimisation's own tensors, and the concepts' head."""
     head = {} if concepts is None else concepts.state_dict()
-    return (
-        {f"{_OPTIMISATION}{name}": value for name, value in optimisation.items()}
-        | {f"{_CONCEPTS}{name}": value.contiguous() for name, value in head.items()}
-        | {"random_state": torch.get_rng_state()}
-    )
+    return {f"{_OPTIMISATION}{name}": value for name, value in optimisation.items()} | {
+        f"{_CONCEPTS}{name}": value.contiguous() for name, value in head.items()
+    }
 
 
 def _restore_trainer(tensors: dict[str, Tensor], concepts: Concepts | None) -> dict[str, Tensor]:
-    """Take back the random state and the concepts' head; returns what belongs to the optimisation."""
-    torch.set_rng_state(tensors["random_state"])
+    """Take back the concepts' head; returns what belongs to the optimisation."""
     if concepts is not None:
         concepts.load_state_dict(below(_CONCEPTS, tensors))
     return below(_OPTIMISATION, tensors)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the record."""
-    commit = None
-    if git := shutil.which("git"):
-        answer = subprocess.run(  # noqa: S603 - a fixed command line
-            [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        commit = answer.stdout.strip() or None
-    return {
-        "saccade": __version__,
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }

@@ -16,8 +16,9 @@ import pytest
 from benchmarks.evaluation import caption_split, coco_results, open_model, split_scores
 from benchmarks.scoring import score_results
 from saccade.errors import CheckpointError, ConfigError
+from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
-from tests.bundles import MAX_LENGTH, SPEC, patchworks
+from tests.bundles import MAX_LENGTH, SPEC, make_checkpoint, patchworks
 from tests.commands import call
 from training.config import load_config
 from training.data import Split, draw_pixels, load_split, open_data
@@ -103,11 +104,12 @@ def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path: Path) -> Non
         pass
 
 
-def test_several_checkpoints_are_searched_together(tiny_checkpoint: Path, hard_checkpoint: Path, photos: Split) -> None:
-    with open_model(tiny_checkpoint, hard_checkpoint) as model:
-        assert model.name == f"{tiny_checkpoint} + {hard_checkpoint}"
+def test_several_checkpoints_are_searched_together(tiny_checkpoint: Path, tmp_path: Path, photos: Split) -> None:
+    hard_one = make_checkpoint(tmp_path / "hard", "hard", first_seed=100)
+    with open_model(tiny_checkpoint, hard_one) as model:
+        assert model.name == f"{tiny_checkpoint} + {hard_one}"
         together = caption_split(model, photos, 3).captions
-    for path in (tiny_checkpoint, hard_checkpoint):
+    for path in (tiny_checkpoint, hard_one):
         with open_model(path) as model:
             assert caption_split(model, photos, 3).captions != together
 
@@ -178,7 +180,8 @@ def test_the_command_looks_where_it_is_told(
     images = load_split(open_data(load_config(config).data), "test", SPEC)
     assert images is not None
     said = {}
-    for mode, seed in (("expected", 0), ("argmax", 0), ("sample", 1), ("sample", 2)):
+    ways: list[tuple[DecodeMode, int]] = [("expected", 0), ("argmax", 0), ("sample", 1), ("sample", 2)]
+    for mode, seed in ways:
         out = tmp_path / "results.json"
         options = ("--split", "test", "--decode-mode", mode, "--seed", str(seed), "--out", out)
         assert call(capsys, "evaluate", hard_checkpoint, "--data", config, *options).code == 0

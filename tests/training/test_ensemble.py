@@ -62,7 +62,9 @@ def test_every_caption_scores_the_mean_of_the_members_probabilities_word_by_word
                 total = mean[image, 0, first] + mean[image, 1, second]
                 words = (first,) if second == END else (first, second)
                 assert ours[words].log_prob == pytest.approx(total.item(), abs=1e-5)
-                np.testing.assert_allclose(ours[words].alphas, alphas[0][image, : len(words)], atol=1e-6)
+                seen = ours[words].alphas
+                assert seen is not None
+                np.testing.assert_allclose(seen, alphas[0][image, : len(words)], atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["expected", "argmax", "sample"])

@@ -110,6 +110,12 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_pa
         train(tmp_path / "run")
 
 
+def test_more_processes_than_images_in_a_batch_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.trainer.processes", lambda: 9)
+    with pytest.raises(ConfigError, match="leave a last batch of 8, too few for 9 processes"):
+        train(tmp_path / "run")
+
+
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     with pytest.raises(OutputError, match="is no training run"):
