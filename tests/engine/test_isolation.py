@@ -98,7 +98,7 @@ def test_every_subcommand_helps_or_says_what_to_install(core: Path, name: str) -
     outcome = python(core, COMMAND, name, "--help")
     if (extra := SUBCOMMANDS[name].extra) is None:
         assert (outcome.code, outcome.err) == (0, "")
-        assert outcome.out.startswith(f"Usage: -c {name} ")
+        assert outcome.out.startswith(f"Usage: saccade {name} ")
     else:
         assert f"saccade {name} needs " in outcome.error
         assert f"which is not installed: pip install 'saccade[{extra}]'" in outcome.error
