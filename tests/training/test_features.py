@@ -286,8 +286,8 @@ def changed_record(old: str, new: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (cut_short, r"annotations\.npy has 6167 bytes, expected 6168"),
-        (lengthened, r"annotations\.npy has 6169 bytes, expected 6168"),
+        (cut_short, r"annotations\.npy has 6527 bytes, expected 6528"),
+        (lengthened, r"annotations\.npy has 6529 bytes, expected 6528"),
         (without_annotations, r"annotations\.npy"),
         (of_another_type, r"begins with another header"),
         (torn_record, r"line \d+"),
@@ -331,7 +331,7 @@ def test_a_refused_write_is_an_output_error_and_keeps_the_finished_blocks(tmp_pa
 def test_a_disk_without_the_space_is_refused_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = 6167  # one byte too few
+    free = 6527  # one byte too few
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(OutputError, match=r"needs 0\.0 GB more, and 0\.0 GB are free"):
         cached(tmp_path, pixels=Unreadable())
