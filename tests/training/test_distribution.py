@@ -108,7 +108,8 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     assert done.returncode == 0 or "the attention does not move" in done.stderr, done.stderr
     assert done.stdout.count("validation/CIDEr-D") == 1  # one process speaks for both
     weights, shared = (load_checkpoint(folder).captioner.state_dict() for folder in (alone, together))
-    torch.testing.assert_close(shared, weights, rtol=1e-5, atol=1e-5)
+    # Adam divides by the root of tiny second moments, and so magnifies what sums of another order round otherwise.
+    torch.testing.assert_close(shared, weights, rtol=1e-4, atol=1e-4)
     histories = [history(folder) for folder in (alone, together)]
     assert [line.keys() for line in histories[0]] == [line.keys() for line in histories[1]]
     assert sum("train/loss" in line for line in histories[0]) == 2
