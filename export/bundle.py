@@ -108,7 +108,7 @@ def _manifest(
         dimensions=Dimensions(
             rows=rows,
             columns=columns,
-            annotation_width=checkpoint.captioner.encoder.width,
+            annotation_width=checkpoint.captioner.decoder.annotation_width,
             attention_width=decoder.attention_width,
             hidden_width=decoder.hidden_width,
             words=len(vocabulary),

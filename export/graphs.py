@@ -74,11 +74,11 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
     with torch.inference_mode():
-        keys = decoder.annotate(values).keys.clone()
+        annotations = [part.clone() for part in decoder.annotate(values)]
     tokens = torch.randint(0, words, (images, beam))
     inputs = {
-        "annotations": values,
-        "keys": keys,
+        "annotations": annotations[0],
+        "keys": annotations[1],
         "tokens": tokens.masked_fill(tokens == checkpoint.vocabulary.end, checkpoint.vocabulary.start),
         "hidden": torch.rand(images, beam, hidden) * 2 - 1,
         "cell": torch.randn(images, beam, hidden),

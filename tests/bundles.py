@@ -56,9 +56,12 @@ def hard_bundle(hard_checkpoint: Path) -> Path:
     return folder
 
 
-def make_checkpoint(folder: Path, attention: Literal["soft", "hard"] = "soft", *, first_seed: int = 0) -> Path:
+def make_checkpoint(
+    folder: Path, attention: Literal["soft", "hard"] = "soft", *, annotation_width: int = 0, first_seed: int = 0
+) -> Path:
     """Write a checkpoint of random weights with which different pictures get different captions."""
-    captioner = next(filter(_is_talkative, (_random_captioner(seed, attention) for seed in count(first_seed))))
+    made = (_random_captioner(seed, attention, annotation_width) for seed in count(first_seed))
+    captioner = next(filter(_is_talkative, made))
     description = Description(
         format_version=FORMAT_VERSION,
         encoder=captioner.encoder.options,
@@ -84,14 +87,20 @@ def _is_talkative(captioner: Captioner) -> bool:
     )
 
 
-def _random_captioner(seed: int, attention: Literal["soft", "hard"]) -> Captioner:
+def _random_captioner(seed: int, attention: Literal["soft", "hard"], annotation_width: int) -> Captioner:
     """Build a captioner that sees differences.
 
     Fresh weights hardly do: the annotations vary little around their mean. So the mean is subtracted where states and
     gates are made from them, and what remains is amplified.
     """
     encoder = EncoderOptions(name="compact")
-    options = DecoderOptions(attention=attention, attention_width=16, embedding_width=24, hidden_width=32)
+    options = DecoderOptions(
+        attention=attention,
+        annotation_width=annotation_width,
+        attention_width=16,
+        embedding_width=24,
+        hidden_width=32,
+    )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         captioner = build_captioner(encoder, options, words=len(VOCABULARY), mean=SPEC.mean, std=SPEC.std)

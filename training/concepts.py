@@ -28,6 +28,7 @@ from training.data import Progress, Split
 from training.distribution import share, total, total_gradients
 from training.model import Captioner
 from training.optimisation import OptimisationOptions, build_optimiser
+from training.precision import arithmetic
 
 Concept = tuple[int, ...]
 """The id of a word, or of two in the order of the sentence."""
@@ -121,7 +122,7 @@ def pretrain_encoder(
         for start in range(0, len(order), images):
             batch = order[start : start + images]
             chosen = batch[share()]
-            with torch.autocast(device.type, torch.bfloat16, enabled=optimisation.precision == "bfloat16"):
+            with arithmetic(optimisation.precision, device):
                 values = captioner.encode(torch.from_numpy(split.images[chosen]).to(device))
                 loss = concepts.loss(values, torch.from_numpy(chosen))
             if not torch.isfinite(loss):

@@ -134,6 +134,8 @@ class TrainingConfig:
             "[self_critical] goes by rewards alone: set label_smoothing, scheduled_sampling and doubly_stochastic to 0 "
             "and remove [concepts]": self.self_critical is not None
             and (self.concepts.is_wanted or any(getattr(optimisation, name) for name in _OF_LIKELIHOOD)),
+            "[concepts] are of the encoder's own annotations: set annotation_width to 0": self.concepts.is_wanted
+            and self.decoder.annotation_width > 0,
             "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
             and self.concepts.is_wanted,
             "the annotations of a frozen encoder are computed once: remove [augmentation] or set frozen = false": (

@@ -151,13 +151,14 @@ def batches(
 
     share : which images of every batch are wanted; it changes nothing of what is drawn
 
-    Images whose longest drawn captions are of about the same length share a batch, so that little of it is padding.
+    Images whose drawn captions are of about the same lengths share a batch, and the captions of an image are sorted
+    from the longest to the shortest, so that little of it is padding and teacher forcing passes over most of that.
     """
     order = rng.permutation(len(split))
     for start in range(0, len(order), images * _POOL):
         pool = order[start : start + images * _POOL].tolist()
         drawn = {index: _drawn(split.captions[index], rng, captions_per_image) for index in pool}
-        by_length = sorted(drawn, key=lambda index: max(map(len, drawn[index])))
+        by_length = sorted(drawn, key=lambda index: [len(words) for words in drawn[index]])
         groups = [by_length[at : at + images] for at in range(0, len(by_length), images)]
         for group in rng.permutation(len(groups)):
             chosen = groups[group][share]
@@ -183,7 +184,7 @@ def batch_count(split: Split, images: int) -> int:
 
 def _drawn(references: Sequence[tuple[str, ...]], rng: np.random.Generator, count: int) -> list[tuple[str, ...]]:
     places = rng.permutation(len(references))[:count]
-    return [references[place] for place in places]
+    return sorted((references[place] for place in places), key=len, reverse=True)
 
 
 def _forced(captions: list[list[tuple[str, ...]]], vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,9 @@ class DecoderOptions:
         word yet, or that word as well
     gate : beta, the gating of the context: one number (the paper), one per channel, or none
     output : "deep" sees the previous word, the hidden state and the context (Eq. 7); "linear" the hidden state alone
-    dropout : on embeddings, states and outputs, while training
+    annotation_width : to which a layer of the decoder brings the encoder's annotations, once per image, with a ReLU;
+        0 takes them as they are (the paper)
+    dropout : on embeddings, states, outputs and annotations brought to a width, while training
     """
 
     attention: Literal["soft", "hard", "none"] = "soft"
@@ -36,6 +38,7 @@ class DecoderOptions:
     query: Literal["hidden", "hidden+word"] = "hidden"
     gate: Literal["scalar", "vector", "none"] = "scalar"
     output: Literal["deep", "linear"] = "deep"
+    annotation_width: int = 0
     attention_width: int = 512
     embedding_width: int = 512
     hidden_width: int = 512
@@ -46,6 +49,8 @@ class DecoderOptions:
         problems = [f"{name} must be at least 1, got {width}" for name, width in widths.items() if width < 1]
         layers = {name: getattr(self, name) for name in ("attention_layers", "initial_layers")}
         problems += [f"{name} must be 1 or 2, got {count}" for name, count in layers.items() if count not in (1, 2)]
+        if self.annotation_width < 0:
+            problems.append(f"annotation_width must be 0 or more, got {self.annotation_width}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout}")
         if problems:
@@ -138,10 +143,13 @@ class Forced(NamedTuple):
 class Decoder(nn.Module):
     """The attention LSTM. K rows per image share its annotations, which are never expanded."""
 
-    def __init__(self, annotation_width: int, words: int, options: DecoderOptions) -> None:
+    def __init__(self, encoder_width: int, words: int, options: DecoderOptions) -> None:
         super().__init__()
         hidden, embedding = options.hidden_width, options.embedding_width
+        annotation_width = options.annotation_width or encoder_width
         self.options = options
+        self.annotation_width = annotation_width
+        self.project = nn.Linear(encoder_width, annotation_width) if options.annotation_width else None
         self.attention = Attention(annotation_width, options)
         self.initial_hidden = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
         self.initial_cell = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
@@ -167,7 +175,9 @@ class Decoder(nn.Module):
         nn.init.ones_(self.from_word.bias[gates // 4 : gates // 2])  # remember at first: forget gates open
 
     def annotate(self, values: Tensor) -> Annotations:
-        """Annotations with their keys."""
+        """Annotations, brought to the decoder's width, with their keys; values (B, L, D) are the encoder's."""
+        if self.project is not None:
+            values = self.dropout(F.relu(self.project(values)))
         return Annotations(values, self.attention.keys(values))
 
     def initial_state(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,21 +210,30 @@ class Decoder(nn.Module):
         tokens : int64 (B, K, T), each caption from `<start>` on, padded
         mask : bool (B, K, T), True where there is a next word
         choices : T of them, for hard attention
+        Rows whose captions have ended in all images are left out of the loop, from the last one back: sort the captions
+        of each image from the longest to the shortest. Alphas of what is left out are zeros.
         """
         embedded = self.dropout(self.embedding(tokens))
-        state = self.initial_rows(annotations.values, tokens.shape[1])
+        rows = tokens.shape[1]
+        state = self.initial_rows(annotations.values, rows)
         hiddens, glimpses = [], []
-        for time, from_word in enumerate(self.from_word(embedded).unbind(dim=2)):
-            glimpse, state = self._advance(from_word, state, annotations, choices[time] if choices else None)
+        for time, (from_word, lasting) in enumerate(
+            zip(self.from_word(embedded).unbind(dim=2), _lasting_rows(mask), strict=True)
+        ):
+            state = DecoderState(*(part[:, :lasting] for part in state))
+            choice = choices[time]._replace(noise=choices[time].noise[:, :lasting]) if choices else None
+            glimpse, state = self._advance(from_word[:, :lasting], state, annotations, choice)
             hiddens.append(state.hidden)
             glimpses.append(glimpse)
-        hidden = torch.stack(hiddens, dim=2)[mask]
-        context = torch.stack([glimpse.context for glimpse in glimpses], dim=2)[mask]
-        places = [glimpse.log_probs for glimpse in glimpses if glimpse.log_probs is not None]
+        places = [glimpse.log_probs.unsqueeze(-1) for glimpse in glimpses if glimpse.log_probs is not None]
         return Forced(
-            self._logits(embedded[mask], hidden, context),
-            torch.stack([glimpse.alphas for glimpse in glimpses], dim=2),
-            torch.stack(places, dim=2) if places else None,
+            self._logits(
+                embedded[mask],
+                _over_time(hiddens, rows)[mask],
+                _over_time([glimpse.context for glimpse in glimpses], rows)[mask],
+            ),
+            _over_time([glimpse.alphas for glimpse in glimpses], rows),
+            _over_time(places, rows).squeeze(-1) if places else None,
         )
 
     def _advance(
@@ -241,6 +260,18 @@ class Decoder(nn.Module):
             seen = self.dropout(embedded + self.output_from_hidden(seen) + self.output_from_context(context))  # Eq. 7
         logits: Tensor = self.output(seen)
         return logits
+
+
+def _lasting_rows(mask: Tensor) -> list[int]:
+    """Of each step of mask (B, K, T), how many rows there are up to the last one with a word; at least one."""
+    numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device).unsqueeze(-1)
+    counts: list[int] = (mask.any(dim=0) * numbers).amax(dim=0).clamp(min=1).tolist()
+    return counts
+
+
+def _over_time(steps: Sequence[Tensor], rows: int) -> Tensor:
+    """(B, K, T, N) of T tensors (B, K or fewer, N), with zeros for the missing rows."""
+    return torch.stack([F.pad(step, (0, 0, 0, rows - step.shape[1])) for step in steps], dim=2)
 
 
 class Captioner(nn.Module):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from training.precision import multiplies_bfloat16
+
 _MOMENTUM = 0.95
 
 _ITERATIONS = 5
@@ -57,9 +59,10 @@ class Muon(AdamW):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix (m, n) with nearly the same singular vectors and all singular values about 1; one of zeros stays so.
 
-    Computed in bfloat16 by an iteration of Newton and Schulz.
+    Computed by an iteration of Newton and Schulz, in bfloat16 where that is fast: it needs no more.
     """
-    wide = matrix.bfloat16() if len(matrix) <= matrix.shape[1] else matrix.bfloat16().T
+    rough = matrix.to(torch.bfloat16 if multiplies_bfloat16(matrix.device) else torch.float32)
+    wide = rough if len(matrix) <= matrix.shape[1] else rough.T
     wide = wide / wide.norm().clamp(min=1e-7)
     linear, cubic, quintic = _COEFFICIENTS
     for _ in range(_ITERATIONS):

@@ -19,6 +19,7 @@ from saccade.errors import ConfigError
 from training.distribution import is_main, total_gradients
 from training.model import Captioner
 from training.muon import Muon
+from training.precision import Precision
 
 _OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": partial(AdamW, fused=True),
@@ -53,7 +54,8 @@ class OptimisationOptions:
     average_decay : validate and keep an exponential moving average of the weights, which keeps this share of itself at
         each step and so remembers about 1 / (1 - average_decay) steps; 0 keeps the weights themselves
     doubly_stochastic : lambda of the penalty that asks every place to be looked at (Eq. 14)
-    precision : of the arithmetic; weights and optimiser stay float32
+    precision : of the arithmetic, "float32", "bfloat16", or "auto" for bfloat16 where the device multiplies it in
+        hardware; weights and optimiser stay float32
     seed : of the initial weights, the order of the data and all else that is drawn
     """
 
@@ -74,7 +76,7 @@ class OptimisationOptions:
     scheduled_sampling: float = 0.0
     average_decay: float = 0.0
     doubly_stochastic: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ from training.losses import at_least_float32, doubly_stochastic_penalty, per_wor
 from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
+from training.precision import arithmetic
 from training.sampling import with_own_words
 from training.scene_data import SceneData
 from training.self_critical import SelfCritical, start_from
@@ -277,8 +278,7 @@ class Trainer:
         if self._augmentation is not None:
             batch = batch._replace(images=self._augmentation(batch.images))
         batch = Batch(*(part.to(self.device) for part in batch))
-        bfloat16 = self.config.optimisation.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+        with arithmetic(self.config.optimisation.precision, self.device):
             likelihood, loss = self._losses(captioner, batch)
         if not torch.isfinite(loss):
             raise DivergenceError(

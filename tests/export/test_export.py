@@ -13,7 +13,7 @@ from export.bundle import ExportOptions, export_bundle
 from export.verification import OnnxGraph, compare_captions, measure_errors, require_same_captions, require_tolerance
 from saccade.bundle import Bundle
 from saccade.errors import ExportError, OutputError
-from tests.bundles import patchworks
+from tests.bundles import make_checkpoint, patchworks
 from training.checkpoint import load_checkpoint
 
 
@@ -67,6 +67,15 @@ def test_one_changed_weight_is_found_and_named(
 def test_nan_never_passes() -> None:
     with pytest.raises(ExportError, match="keys by nan"):
         require_tolerance({"annotations": 0.0, "keys": float("nan")}, 1e-4)
+
+
+def test_annotations_of_the_decoders_width_are_what_the_step_graph_takes(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", annotation_width=24)
+    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions())  # verified: the same captions, or an error
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.dimensions.annotation_width == 24
+    (annotations, *_) = manifest.graphs["step"].inputs
+    assert annotations.shape == ("images", 16, 24)
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, qu
         nonlinearity=nonlinearity,
         attention_layers=layers,
         initial_layers=layers,
+        annotation_width=11 * (layers - 1),
     )
     tokens = torch.tensor([[[1, 4, 5, 6], [1, 7, 0, 0]], [[1, 8, 3, 0], [1, 4, 4, 4]]])
     mask = tokens > 0
@@ -152,6 +153,27 @@ def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, qu
     torch.testing.assert_close(logits, torch.stack(every, dim=2)[mask])
 
 
+def test_rows_whose_captions_have_ended_are_left_out_of_the_loop() -> None:
+    """The logits are those of stepping all the same, and rows that nobody needs any more are not advanced."""
+    model = captioner()
+    tokens = torch.tensor([[[1, 4, 5, 6], [1, 7, 0, 0], [1, 0, 0, 0]], [[1, 8, 3, 0], [1, 4, 4, 0], [1, 0, 0, 0]]])
+    mask = tokens > 0
+    rows = []
+    model.decoder.attention.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
+    with torch.inference_mode():
+        annotations = model.annotate(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
+        logits, alphas, _ = model.decoder.teacher_forced(tokens, mask, annotations)
+        assert rows == [3, 2, 2, 1]
+        state = model.decoder.initial_rows(annotations.values, 3)
+        every = []
+        for time in range(4):
+            step_logits, step_alphas, state = model.decoder.step(tokens[:, :, time], state, annotations)
+            every.append(step_logits)
+            torch.testing.assert_close(alphas[:, :, time][mask[:, :, time]], step_alphas[mask[:, :, time]])
+    torch.testing.assert_close(logits, torch.stack(every, dim=2)[mask])
+    assert not alphas[:, 2, 1:].any()
+
+
 def test_attention_by_hand() -> None:
     """One image, two places, widths of one: energies tanh(k + q), alphas their softmax, context the weighted mean."""
     model = captioner()
@@ -162,6 +184,16 @@ def test_attention_by_hand() -> None:
     expected = energies.exp() / energies.exp().sum()
     torch.testing.assert_close(alphas[0, 0], expected)
     torch.testing.assert_close(context[0, 0], expected[0] * values[0, 0] + expected[1] * values[0, 1])
+
+
+def test_annotations_are_brought_to_the_decoders_width_once_and_before_all_else() -> None:
+    model = captioner(annotation_width=11)
+    layer = model.decoder.project
+    assert layer is not None
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    values = model.annotate(pixels).values
+    torch.testing.assert_close(values, torch.relu(model.encode(pixels) @ layer.weight.T + layer.bias))
+    assert model.decoder.from_context.in_features == values.shape[-1] == 11
 
 
 def test_normalisation_is_inside_the_graph() -> None:

@@ -61,6 +61,17 @@ def test_captions_of_about_one_length_share_a_batch() -> None:
     assert [batch.tokens.shape[2] for batch in drawn] != sorted(batch.tokens.shape[2] for batch in drawn)
 
 
+def test_the_captions_of_an_image_stand_from_the_longest_to_the_shortest() -> None:
+    references = tuple(("a",) * length for length in (2, 5, 1, 4, 3))
+    split = Split(np.zeros((8, 1, 1, 3), np.uint8), [references] * 8)
+    lengths = set()
+    for batch in batches(split, VOCABULARY, np.random.default_rng(0), images=2, captions_per_image=3):
+        for rows in batch.mask.sum(dim=-1).tolist():
+            assert rows == sorted(rows, reverse=True)
+            lengths.add(tuple(rows))
+    assert len(lengths) > 1  # which of them are drawn is left to chance
+
+
 def test_padding_counts_for_nothing_in_the_penalty() -> None:
     """Alphas at padded places may be anything; the penalty is that of the real steps."""
     mask = torch.tensor([[[True, True, False], [True, False, False]]])

@@ -307,6 +307,7 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
         ({"hard": HardOptions(samples=2)}, r'\[hard\] is for attention = "hard", not "soft"'),
         ({"validation": ValidationOptions(decode_mode="argmax")}, 'decode_mode = "argmax" is for attention = "hard"'),
         ({"encoder": EncoderOptions(name="compact", frozen=True)}, "a frozen encoder learns no concepts"),
+        ({"decoder": DecoderOptions(annotation_width=8)}, "set annotation_width to 0"),
         (
             {
                 "data": JsonlData(kind="jsonl", train="train.jsonl", validation="validation.jsonl"),
