@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class Model:
     runs_on : runtime, version, device, precision
     search_options : the model's own; callers replace the beam
     grid : rows and columns of the annotations
+    provenance : of each checkpoint, how its weights came about
     """
 
     name: str
@@ -62,6 +63,7 @@ class Model:
     preprocessing: PreprocessSpec
     search_options: SearchOptions
     grid: tuple[int, int]
+    provenance: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +145,7 @@ def _open_bundle(path: Path) -> Iterator[Model]:
             preprocessing=bundle.manifest.preprocessing,
             search_options=Captioner(bundle, backend, CaptionOptions()).search_options,
             grid=(bundle.manifest.dimensions.rows, bundle.manifest.dimensions.columns),
+            provenance=[bundle.manifest.provenance],
         )
 
 
@@ -164,6 +167,7 @@ def _load_checkpoints(paths: Sequence[Path]) -> Model:
         preprocessing=spec,
         search_options=SearchOptions(max_length=max(one.description.max_length for one in checkpoints)),
         grid=captioners[0].encoder.grid(spec.size),
+        provenance=[checkpoint.description.provenance for checkpoint in checkpoints],
     )
 
 

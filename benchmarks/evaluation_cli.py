@@ -117,6 +117,7 @@ def _description(model: Model, metrics: tuple[str, ...]) -> dict[str, Any]:
         "runs_on": model.runs_on,
         "search": {name: value for name, value in asdict(model.search_options).items() if name != "beam"},
         "tokenizer": "saccade",
+        "trained": list(model.provenance),
         "versions": {"saccade": __version__, "python": platform.python_version()}
         | {package: version(package) for package in packages},
     }

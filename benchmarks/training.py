@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -205,16 +204,8 @@ def _table(rates: Rates) -> str:
 
 
 def _hardware() -> dict[str, Any]:
-    """Processor, as Linux calls it, cores, and what else keeps them busy."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "processor": next(names, platform.processor()),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "load_before": os.getloadavg()[0],
-    }
+    """Cores, and what else keeps them busy."""
+    return {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
 
 
 @click.command()

@@ -12,6 +12,7 @@ import torch
 
 from saccade import __version__
 from training.distribution import processes
+from training.precision import multiplies_bfloat16
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -27,7 +28,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         "commit": commit,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "bfloat16": multiplies_bfloat16(device),
         "processes": processes(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    """As Linux calls it, elsewhere as Python does."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor())} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

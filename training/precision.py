@@ -22,5 +22,5 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; one without emulates it, on a CPU many times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

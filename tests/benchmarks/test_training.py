@@ -217,7 +217,7 @@ def test_the_last_line_is_json_that_tells_what_the_table_shows(config_file: Path
         row = next(line.split() for line in outcome.stdout.splitlines() if line.startswith(name))
         assert (float(row[1]), float(row[-1])) == (round(medians[name], 1), round(ratio, 2))
     assert (record["words"], record["encoder"]["name"], record["optimisation"]["accumulate"]) == (30, "compact", 1)
-    assert {"saccade", "torch", "commit", "threads", "processor", "cores"} <= record["environment"].keys()
+    assert {"saccade", "torch", "commit", "threads", "device", "cores"} <= record["environment"].keys()
 
 
 def test_the_default_configuration_is_there() -> None:

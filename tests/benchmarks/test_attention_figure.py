@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.attention_figure import attention_figure, highlighted
+from engine.records import Attention, Record
+from saccade.errors import DataError
+
+LEFT_THEN_RIGHT = Attention(rows=1, columns=2, alphas=((0.9, 0.1), (0.2, 0.8)))
+RECORD = Record(
+    path="a.png",
+    caption="a b",
+    score=-1.0,
+    tokens=(4, 5),
+    words=("a", "b"),
+    truncated=False,
+    attention=LEFT_THEN_RIGHT,
+)
+
+
+def test_a_tile_is_bright_where_its_word_looked() -> None:
+    white = Image.new("RGB", (64, 64), "white")
+    for word, (brighter, darker) in enumerate([(slice(0, 16), slice(48, 64)), (slice(48, 64), slice(0, 16))]):
+        pixels = np.asarray(highlighted(white, LEFT_THEN_RIGHT, word)).astype(float)
+        assert pixels[:, brighter].mean() > 200
+        assert pixels[:, darker].mean() < 120
+
+
+def test_the_rows_of_the_models_stand_below_each_other(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    longer = replace(RECORD, words=("a", "b", "c"), attention=Attention(rows=1, columns=1, alphas=((1.0,),) * 3))
+    one = attention_figure([[RECORD]], tmp_path)
+    both = attention_figure([[RECORD], [longer]], tmp_path)
+    assert both.size == (one.width // 3 * 4, 2 * one.height)
+    assert both.getpixel((10, one.height - 20)) == (255, 0, 0)  # the image itself comes first
+
+
+def test_captions_without_attention_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png has no attention"):
+        attention_figure([[replace(RECORD, attention=None)]], tmp_path)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.results_page import PAGE, renewed
+from saccade.errors import DataError
+
+SCORES = {f"BLEU-{n}{variant}": 0.7 - n / 10 for n in range(1, 5) for variant in ("", " (no BP)")}
+
+
+def write_report(path: Path, attention: str = "soft", decode_mode: str = "expected", **changes: Any) -> None:
+    config = {
+        "decoder": {"attention": attention, "dropout": 0.5},
+        "encoder": {"name": "compact"},
+        "self_critical": None,
+    } | changes
+    report = {
+        "trained": [{"config": config, "epoch": 7, "training_seconds": 630.0}],
+        "search": {"decode_mode": decode_mode},
+        "beams": {"3": SCORES | {"CIDEr-D": 0.5251, "METEOR": 0.1954}},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report))
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("|") and "---" not in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_page_shows_the_result_files_that_lie_beside_it() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert renewed(page, PAGE.parent) == page, "run `python -m benchmarks.results_page`"
+
+
+def test_a_row_says_what_was_trained_and_what_it_reached(tmp_path: Path) -> None:
+    write_report(tmp_path / "some/a.scores.json")
+    write_report(tmp_path / "some/b.scores.json", "hard", "argmax", self_critical={"start": "run"})
+    page = renewed("before\n<!-- scores some -->\nold | rows\n<!-- end -->\nafter\n", tmp_path)
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter\n")
+    assert "old" not in page
+    head, soft, hard, *paper = rows(page)
+    assert dict(zip(head, soft, strict=True)) == {
+        "model": "soft, compact",
+        "beam": "3",
+        "BLEU-1..4": "60.0 / 50.0 / 40.0 / 30.0",
+        "BLEU-1..4, no BP": "60.0 / 50.0 / 40.0 / 30.0",
+        "METEOR": "19.5",
+        "ROUGE-L": "",
+        "CIDEr-D": "0.525",
+        "epochs": "7",
+        "minutes": "10",
+    }
+    assert hard[0] == "hard, argmax, then CIDEr-D, compact"
+    assert [row[0] for row in paper] == ["paper, soft, VGG", "paper, hard, VGG"]
+
+
+def test_captions_of_the_models_stand_side_by_side(tmp_path: Path) -> None:
+    for name, attention in (("a", "soft"), ("b", "none"), ("c", "hard")):
+        write_report(tmp_path / f"some/{name}.scores.json", attention)
+    for name in ("a", "b"):
+        said = [{"image_id": f"{number}.jpg", "caption": f"{name} {number}"} for number in range(80)]
+        (tmp_path / f"some/{name}.beam3.json").write_text(json.dumps(said))
+    head, first, second, *_ = found = rows(renewed("<!-- captions some -->\n<!-- end -->", tmp_path))
+    assert head == ["image", "soft, compact", "none, compact"]  # no captions were kept of the third
+    assert (first, second) == (["0.jpg", "a 0", "b 0"], ["10.jpg", "a 10", "b 10"])
+    assert len(found) == 9
+
+
+def test_variants_are_named_by_how_they_differ_from_the_base(tmp_path: Path) -> None:
+    write_report(tmp_path / "some/a.scores.json", decoder={"attention": "soft", "dropout": 0.3})
+    write_report(tmp_path / "some/base.scores.json")
+    _, base, other = rows(renewed("<!-- variants some -->\n<!-- end -->", tmp_path))
+    assert base[0] == "base"
+    assert other[0] == "decoder.dropout was 0.5, is 0.3"
+
+
+def test_the_speed_is_the_benchmarks_last_line(tmp_path: Path) -> None:
+    record = {"captions_per_s": {"tutorial": [2.0, 1.0, 9.0], "cached": [20.0]}, "ratios": {"cached": 10.0}}
+    (tmp_path / "speed.json").write_text(f"a table\n{json.dumps(record)}\n")
+    _, *found = rows(renewed("<!-- speed speed.json -->\n<!-- end -->", tmp_path))
+    assert found == [["tutorial", "2.0", "1.00"], ["cached", "20.0", "10.00"]]
+
+
+@pytest.mark.parametrize(
+    ("marker", "problem"), [("scores nothing", "has no X.scores.json"), ("poem some", "unknown table")]
+)
+def test_tables_of_nothing_are_refused(tmp_path: Path, marker: str, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        renewed(f"<!-- {marker} -->\n<!-- end -->", tmp_path)
