@@ -65,7 +65,9 @@ def _row(record: Record | None, path: str, root: Path) -> Image.Image:
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Picture to write, PNG or JPEG.")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Picture to write, PNG or JPEG."
+)
 @click.option("--limit", type=click.IntRange(min=1), default=4, show_default=True, help="Images shown.")
 @click.option(
     "--root", type=click.Path(path_type=Path), default=Path(), help="What relative paths of records start from."

@@ -16,23 +16,29 @@ from training.precision import multiplies_bfloat16
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, the commit of this code (None outside a repository), and hardware."""
-    commit = None
-    if git := shutil.which("git"):
-        answer = subprocess.run(  # noqa: S603 - a fixed command line
-            [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        commit = answer.stdout.strip() or None
+    """Versions, the commit of this code (None outside a repository), whether it was changed since, and hardware."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "saccade": __version__,
-        "commit": commit,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(changes),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "bfloat16": multiplies_bfloat16(device),
+        "bfloat16_in_hardware": multiplies_bfloat16(device),
         "processes": processes(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _git(*arguments: str) -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answer = subprocess.run(  # noqa: S603 - fixed command lines
+        [git, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -68,4 +68,4 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), wide, beta=linear)
-    return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype, memory_format=torch.contiguous_format)
+    return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype).contiguous()

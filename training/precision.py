@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Literal
@@ -10,6 +11,9 @@ import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """`auto` is bfloat16 where the device multiplies it in hardware, and float32 elsewhere."""
+
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions of x86 processors and, the last one, of ARM's, as PyTorch names them."""
 
 
 def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
@@ -20,7 +24,8 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; one without emulates it, on a CPU many times slower."""
+    """Whether the device is known to have instructions for bfloat16; one without emulates it, a CPU very slowly."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    flags: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not tell
+    return any(flags.get(name, False) for name in _BFLOAT16)

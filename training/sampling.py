@@ -17,8 +17,9 @@ def with_own_words(decoder: Decoder, tokens: Tensor, annotations: Annotations, s
 
     tokens : int64 (B, K, T), each caption from `<start>` on; not modified
     share : probability of every word but `<start>` that a word of the decoder's own stands in its place
-    A word is drawn from the prediction after the words fed before it, of the decoder as it captions: without dropout
-    and, of hard attention, with the expected annotation. Draws come from torch's global random state.
+    A word is drawn from the prediction after the words fed before it, of the decoder as it captions: without dropout,
+    but for what annotations brought to a width have had, and, of hard attention, with the expected annotation. Draws
+    come from torch's global random state.
     """
     own = torch.rand(tokens.shape, device=tokens.device) < share
     fed = [tokens[..., 0]]

@@ -45,7 +45,7 @@ from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, below
 from training.precision import arithmetic
-from training.sampling import with_own_words
+from training.sampling import as_it_captions, with_own_words
 from training.scene_data import SceneData
 from training.self_critical import SelfCritical, start_from
 
@@ -87,6 +87,7 @@ class Trainer:
         self.folder = folder
         self.device = device
         self._reporter = reporter
+        self._environment = environment(device)  # of the code that runs, whatever is committed meanwhile
         self._state = TrainerState()
         self._concepts: Concepts | None = None
         self._self_critical: SelfCritical | None = None
@@ -162,7 +163,7 @@ class Trainer:
             shutil.rmtree(self.folder)
         if not (self.folder / "latest.json").is_file():  # nothing of an earlier run is worth keeping
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(record, run | {"environment": environment(self.device)})
+            write_json(record, run | {"environment": self._environment})
             return False
         changed = differences(before["config"], run["config"])
         if changed:
@@ -292,9 +293,11 @@ class Trainer:
     def _losses(self, captioner: Captioner, batch: Batch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood per word, and what is minimised; those of several processes add up."""
         options, decoder = self.config.optimisation, captioner.decoder
-        annotations = captioner.annotate(batch.images)
         if self._self_critical is not None:
+            with as_it_captions(decoder):
+                annotations = captioner.annotate(batch.images)
             return self._self_critical.losses(decoder, annotations, batch.indices)
+        annotations = captioner.annotate(batch.images)
         if options.scheduled_sampling:
             own = options.scheduled_sampling * self._state.epoch / options.epochs
             batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, own))
@@ -359,7 +362,7 @@ class Trainer:
             max_length=self.config.validation.max_length,
             provenance={
                 "config": unstructure(self.config),
-                "environment": environment(self.device),
+                "environment": self._environment,
                 "epoch": self._state.epoch,
                 "training_seconds": round(self._state.seconds, 1),
             },

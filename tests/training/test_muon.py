@@ -21,6 +21,7 @@ def test_all_singular_values_become_about_one_and_their_vectors_stay(
     found = orthogonalised(matrix)
     assert found.shape == matrix.shape
     assert found.dtype == matrix.dtype
+    assert found.is_contiguous()
     within = left.T @ found @ right.T
     assert within.diagonal().min() > 0.5
     assert within.diagonal().max() < 1.3

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training import precision
-from training.precision import Precision, arithmetic
+from training.precision import Precision, arithmetic, multiplies_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -29,8 +29,11 @@ def test_a_precision_that_is_named_is_the_one_that_runs(in_hardware: bool, monke
     assert product_type("float32") == torch.float32
 
 
-def test_the_processor_is_asked() -> None:
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else None
-    if flags is None:
-        pytest.skip("this PyTorch does not list the processor's instructions")
-    assert precision.multiplies_bfloat16(CPU) == bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2": True, "amx_bf16": False}, False), ({"amx_bf16": True}, True), ({"bf16": True}, True), ({}, False)],
+    ids=str,
+)
+def test_the_processor_is_asked(flags: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert multiplies_bfloat16.__wrapped__(CPU) == expected
