@@ -30,6 +30,7 @@ format: .venv/installed-dev
 
 docs: .venv/installed-dev
 	$(BIN)/python -m tests.cli_reference
+	$(BIN)/python -m benchmarks.results_page
 
 # On a machine with an NVIDIA GPU, in an environment that has the extras train, export and gpu: make gpu-check PYTHON=python3
 gpu-check:

@@ -3,7 +3,7 @@
 The tables stand between pairs of markers, and only they are written; the text around them is a person's. A table is
 of a folder of files that `saccade evaluate --out` wrote (X.scores.json) or of the last line of a benchmark:
 
-    <!-- scores FOLDER -->        caption metrics, a row for each model and beam
+    <!-- scores FOLDER -->        caption metrics on Flickr8k, a row for each model and beam, and those of the paper
     <!-- scenes FOLDER -->        what captions of generated scenes say and where they look
     <!-- captions FOLDER -->      some of the captions themselves, from X.beam3.json beside X.scores.json
     <!-- variants FOLDER -->      what other configurations of one recipe reach, named by how they differ from base
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ PAPER = {
 }
 """Xu et al. 2015, Table 1, Flickr8k, in percent: BLEU-1 to 4 without brevity penalty, METEOR."""
 
-_MARKED = re.compile(r"(<!-- (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _BASE = "base"
 _CAPTIONS = 8
+_TRAINING = ("best epoch", "minutes until then")
 _SCENES = {
     "object_f1": "objects F1",
     "relation_accuracy": "relations",
@@ -51,12 +53,17 @@ Report = Mapping[str, Any]
 
 
 def renewed(page: str, folder: Path) -> str:
-    """The page with the tables of what lies in `folder` now. Raises DataError."""
+    """The page with the tables of what lies in `folder` now.
+
+    Raises DataError where a table cannot be made, or a marker has no end of its own.
+    """
 
     def table(match: re.Match[str]) -> str:
-        begin, kind, source, end = match.groups()
+        begin, kind, source, within, end = match.groups()
         if kind not in _TABLES:
             raise DataError(f"{begin.strip()} asks for an unknown table: choose from {', '.join(_TABLES)}")
+        if "<!--" in within:
+            raise DataError(f"{begin.strip()} has no {end} before the next marker: add it after the table")
         return f"{begin}{_TABLES[kind](folder / source)}\n{end}"
 
     return _MARKED.sub(table, page)
@@ -64,7 +71,7 @@ def renewed(page: str, folder: Path) -> str:
 
 def _scores(folder: Path) -> str:
     metrics = ("METEOR", "ROUGE-L", "CIDEr-D")
-    columns = ("model", "beam", "BLEU-1..4", "BLEU-1..4, no BP", *metrics, "epochs", "minutes")
+    columns = ("model", "beam", "BLEU-1..4", "BLEU-1..4, no BP", *metrics, *_TRAINING)
     rows = []
     for _, report in _reports(folder):
         epochs, minutes = _training(report)
@@ -77,7 +84,7 @@ def _scores(folder: Path) -> str:
 
 
 def _scenes(folder: Path) -> str:
-    columns = ("model", "beam", *_SCENES.values(), "epochs", "minutes")
+    columns = ("model", "beam", *_SCENES.values(), *_TRAINING)
     rows = [
         (_title(report), beam, *(_number(scores.get(name)) for name in _SCENES), *_training(report))
         for _, report in _reports(folder)
@@ -87,16 +94,19 @@ def _scenes(folder: Path) -> str:
 
 
 def _captions(folder: Path) -> str:
-    found = {
-        _title(report): {entry["image_id"]: entry["caption"] for entry in _read(folder / f"{name}.beam3.json")}
+    found = [
+        (_title(report), {str(entry["image_id"]): str(entry["caption"]) for entry in _read(captions)})
         for name, report in _reports(folder)
-        if (folder / f"{name}.beam3.json").is_file()
-    }
+        if (captions := folder / f"{name}.beam3.json").is_file()
+    ]
     if not found:
         raise DataError(f"{folder} has no X.beam3.json beside an X.scores.json: evaluate with --beam 3")
-    images = list(next(iter(found.values())))
+    images = list(found[0][1])
+    if any(said.keys() != found[0][1].keys() for _, said in found):
+        raise DataError(f"the captions in {folder} are not of the same images: evaluate without --limit")
     shown = images[:: max(1, len(images) // _CAPTIONS)][:_CAPTIONS]
-    return _table(("image", *found), [(str(image), *(said[image] for said in found.values())) for image in shown])
+    titles = (title for title, _ in found)
+    return _table(("image", *titles), [(image, *(said[image] for _, said in found)) for image in shown])
 
 
 def _variants(folder: Path) -> str:
@@ -104,7 +114,7 @@ def _variants(folder: Path) -> str:
     if _BASE not in reports:
         raise DataError(f"{folder} has no {_BASE}.scores.json for the others to differ from")
     base = reports[_BASE]["trained"][0]["config"]
-    columns = ("what differs", "beam", "BLEU-4", "CIDEr-D", "best epoch", "minutes")
+    columns = ("what differs", "beam", "BLEU-4", "CIDEr-D", *_TRAINING)
     rows = []
     for name, report in sorted(reports.items(), key=lambda item: item[0] != _BASE):
         changed = differences(base, report["trained"][0]["config"])
@@ -116,7 +126,7 @@ def _variants(folder: Path) -> str:
 
 def _speed(file: Path) -> str:
     record = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-    medians = {name: sorted(found)[len(found) // 2] for name, found in record["captions_per_s"].items()}
+    medians = {name: statistics.median(found) for name, found in record["captions_per_s"].items()}
     rows = [(name, f"{rate:.1f}", f"{record['ratios'].get(name, 1.0):.2f}") for name, rate in medians.items()]
     return _table(("side", "captions/s", "times the tutorial's"), rows)
 
@@ -145,7 +155,7 @@ def _read(path: Path) -> Any:
 def _title(report: Report) -> str:
     """The kind of attention, how it is decoded, and how it was trained."""
     kinds = [str(trained["config"]["decoder"]["attention"]) for trained in report["trained"]]
-    title = " + ".join(kinds) if len(kinds) > 1 else kinds[0]
+    title = " + ".join(kinds)
     if "hard" in kinds:
         title += f", {report['search']['decode_mode']}"
     if any(trained["config"]["self_critical"] for trained in report["trained"]):
@@ -154,7 +164,7 @@ def _title(report: Report) -> str:
 
 
 def _training(report: Report) -> tuple[str, str]:
-    """Epochs until the best one, and minutes of training in all."""
+    """The epoch that was kept, and the minutes that training took until its end; of every model of an ensemble."""
     epochs = " + ".join(str(trained["epoch"]) for trained in report["trained"])
     return epochs, " + ".join(f"{trained['training_seconds'] / 60:.0f}" for trained in report["trained"])
 
@@ -171,7 +181,12 @@ def _number(value: float | None, *, percent: bool = False) -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = (columns, ["---"] * len(columns), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """As a table of Markdown shows it: `<unk>` is no tag, and a bar no border."""
+    return text.replace("<", "&lt;").replace("|", "\\|")
 
 
 @click.command()

@@ -74,11 +74,11 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
     with torch.inference_mode():
-        annotations = [part.clone() for part in decoder.annotate(values)]
+        values, keys = (part.clone() for part in decoder.annotate(values))  # inference tensors cannot be traced
     tokens = torch.randint(0, words, (images, beam))
     inputs = {
-        "annotations": annotations[0],
-        "keys": annotations[1],
+        "annotations": values,
+        "keys": keys,
         "tokens": tokens.masked_fill(tokens == checkpoint.vocabulary.end, checkpoint.vocabulary.start),
         "hidden": torch.rand(images, beam, hidden) * 2 - 1,
         "cell": torch.randn(images, beam, hidden),

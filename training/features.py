@@ -72,7 +72,7 @@ def cached_annotations(
     precision: Precision = "float32",
     progress: Progress = lambda _: None,
 ) -> FeatureSource:
-    """What `captioner.annotate` gives for every image in evaluation mode, from `folder` or computed into it.
+    """What `captioner.encode` gives for every image in evaluation mode, from `folder` or computed into it.
 
     pixels : uint8 (N, S, S, 3), read only where there is something to compute
     images : N strings that name the images and their content; the same names are taken for the same pixels

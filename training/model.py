@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         nn.init.ones_(self.from_word.bias[gates // 4 : gates // 2])  # remember at first: forget gates open
 
     def annotate(self, values: Tensor) -> Annotations:
-        """Annotations, brought to the decoder's width, with their keys; values (B, L, D) are the encoder's."""
+        """Annotations with their keys; values (B, L, E) are the encoder's, still of its own width."""
         if self.project is not None:
             values = self.dropout(F.relu(self.project(values)))
         return Annotations(values, self.attention.keys(values))

@@ -25,8 +25,10 @@ RECORD = Record(
 
 def test_a_tile_is_bright_where_its_word_looked() -> None:
     white = Image.new("RGB", (64, 64), "white")
-    for word, (brighter, darker) in enumerate([(slice(0, 16), slice(48, 64)), (slice(48, 64), slice(0, 16))]):
-        pixels = np.asarray(highlighted(white, LEFT_THEN_RIGHT, word)).astype(float)
+    left, right = slice(0, 16), slice(48, 64)
+    sides = [(left, right), (right, left)]
+    for tile, (brighter, darker) in zip(highlighted(white, LEFT_THEN_RIGHT), sides, strict=True):
+        pixels = np.asarray(tile).astype(float)
         assert pixels[:, brighter].mean() > 200
         assert pixels[:, darker].mean() < 120
 
@@ -40,6 +42,16 @@ def test_the_rows_of_the_models_stand_below_each_other(tmp_path: Path) -> None:
     assert both.getpixel((10, one.height - 20)) == (255, 0, 0)  # the image itself comes first
 
 
+def test_where_the_grid_covers_the_central_square_that_is_what_is_shown(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (90, 30), "red")
+    picture.paste("blue", (30, 0, 60, 30))
+    picture.save(tmp_path / "a.png")
+    squashed, cut = (attention_figure([[RECORD]], tmp_path, crop=crop) for crop in (False, True))
+    assert (squashed.getpixel((10, 60)), cut.getpixel((10, 60))) == ((255, 0, 0), (0, 0, 255))
+
+
 def test_captions_without_attention_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png has no attention"):
         attention_figure([[replace(RECORD, attention=None)]], tmp_path)
+    with pytest.raises(DataError, match="no caption to show"):
+        attention_figure([[]], tmp_path)

@@ -163,6 +163,7 @@ def test_the_command_writes_what_saccade_score_scores_the_same(
     assert (report["split"], report["images"], report["tokenizer"]) == ("validation", 3, "saccade")
     assert (report["model"], report["data"]) == (str(tiny_checkpoint), str(config))
     assert report["search"]["max_length"] == MAX_LENGTH
+    assert report["trained"] == [{"weights": "random"}]
     assert {"saccade", "python", "torch"} <= report["versions"].keys()
     write_scenes(tmp_path / "scenes", first_seed=100, count=3, size=32)
     for beam in ("1", "2"):

@@ -53,8 +53,8 @@ def test_a_row_says_what_was_trained_and_what_it_reached(tmp_path: Path) -> None
         "METEOR": "19.5",
         "ROUGE-L": "",
         "CIDEr-D": "0.525",
-        "epochs": "7",
-        "minutes": "10",
+        "best epoch": "7",
+        "minutes until then": "10",
     }
     assert hard[0] == "hard, argmax, then CIDEr-D, compact"
     assert [row[0] for row in paper] == ["paper, soft, VGG", "paper, hard, VGG"]
@@ -64,11 +64,14 @@ def test_captions_of_the_models_stand_side_by_side(tmp_path: Path) -> None:
     for name, attention in (("a", "soft"), ("b", "none"), ("c", "hard")):
         write_report(tmp_path / f"some/{name}.scores.json", attention)
     for name in ("a", "b"):
-        said = [{"image_id": f"{number}.jpg", "caption": f"{name} {number}"} for number in range(80)]
+        said = [{"image_id": f"{number}.jpg", "caption": f"{name} <unk> {number}"} for number in range(80)]
         (tmp_path / f"some/{name}.beam3.json").write_text(json.dumps(said))
     head, first, second, *_ = found = rows(renewed("<!-- captions some -->\n<!-- end -->", tmp_path))
     assert head == ["image", "soft, compact", "none, compact"]  # no captions were kept of the third
-    assert (first, second) == (["0.jpg", "a 0", "b 0"], ["10.jpg", "a 10", "b 10"])
+    assert (first, second) == (
+        ["0.jpg", "a &lt;unk> 0", "b &lt;unk> 0"],
+        ["10.jpg", "a &lt;unk> 10", "b &lt;unk> 10"],
+    )
     assert len(found) == 9
 
 
@@ -81,14 +84,19 @@ def test_variants_are_named_by_how_they_differ_from_the_base(tmp_path: Path) -> 
 
 
 def test_the_speed_is_the_benchmarks_last_line(tmp_path: Path) -> None:
-    record = {"captions_per_s": {"tutorial": [2.0, 1.0, 9.0], "cached": [20.0]}, "ratios": {"cached": 10.0}}
+    record = {"captions_per_s": {"tutorial": [9.0, 1.0, 3.0, 1.0], "cached": [20.0]}, "ratios": {"cached": 10.0}}
     (tmp_path / "speed.json").write_text(f"a table\n{json.dumps(record)}\n")
     _, *found = rows(renewed("<!-- speed speed.json -->\n<!-- end -->", tmp_path))
     assert found == [["tutorial", "2.0", "1.00"], ["cached", "20.0", "10.00"]]
 
 
 @pytest.mark.parametrize(
-    ("marker", "problem"), [("scores nothing", "has no X.scores.json"), ("poem some", "unknown table")]
+    ("marker", "problem"),
+    [
+        ("scores nothing", "has no X.scores.json"),
+        ("poem some", "unknown table"),
+        ("scores some -->\n\ntext\n\n<!-- scores some", "has no <!-- end --> before the next marker"),
+    ],
 )
 def test_tables_of_nothing_are_refused(tmp_path: Path, marker: str, problem: str) -> None:
     with pytest.raises(DataError, match=problem):

@@ -13,7 +13,7 @@ from saccade.search import Arrays, HostDecoding, SearchOptions, search
 from tests.toys import TableStep, random_tables, toy_vocabulary
 from training.encoders import EncoderOptions
 from training.graphs import STEP_INPUTS, STEP_OUTPUTS, StepGraph, survivors
-from training.model import Annotations, Captioner, DecoderOptions, DecoderState, build_captioner
+from training.model import Annotations, Captioner, Choice, DecoderOptions, DecoderState, build_captioner
 
 END = 2
 
@@ -153,25 +153,35 @@ def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, qu
     torch.testing.assert_close(logits, torch.stack(every, dim=2)[mask])
 
 
-def test_rows_whose_captions_have_ended_are_left_out_of_the_loop() -> None:
+@pytest.mark.parametrize("attention", ["soft", "hard"])
+def test_rows_whose_captions_have_ended_are_left_out_of_the_loop(attention: str) -> None:
     """The logits are those of stepping all the same, and rows that nobody needs any more are not advanced."""
-    model = captioner()
+    model = captioner(attention=attention)
     tokens = torch.tensor([[[1, 4, 5, 6], [1, 7, 0, 0], [1, 0, 0, 0]], [[1, 8, 3, 0], [1, 4, 4, 0], [1, 0, 0, 0]]])
     mask = tokens > 0
+    noise = torch.randn(4, 2, 3, 4)
+    choices = [Choice(one, torch.tensor([True, False])) for one in noise] if attention == "hard" else None
     rows = []
     model.decoder.attention.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
     with torch.inference_mode():
         annotations = model.annotate(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
-        logits, alphas, _ = model.decoder.teacher_forced(tokens, mask, annotations)
+        logits, alphas, places = model.decoder.teacher_forced(tokens, mask, annotations, choices)
         assert rows == [3, 2, 2, 1]
         state = model.decoder.initial_rows(annotations.values, 3)
         every = []
         for time in range(4):
-            step_logits, step_alphas, state = model.decoder.step(tokens[:, :, time], state, annotations)
+            choice = choices[time] if choices else None
+            step_logits, step_alphas, state = model.decoder.step(tokens[:, :, time], state, annotations, choice)
             every.append(step_logits)
-            torch.testing.assert_close(alphas[:, :, time][mask[:, :, time]], step_alphas[mask[:, :, time]])
+            here = mask[:, :, time]
+            torch.testing.assert_close(alphas[:, :, time][here], step_alphas[here])
+            if places is not None:
+                chosen = (step_alphas.log() + noise[time]).argmax(dim=-1, keepdim=True)
+                expected = step_alphas.log().gather(2, chosen).squeeze(-1)
+                torch.testing.assert_close(places[:, :, time][here], expected[here])
     torch.testing.assert_close(logits, torch.stack(every, dim=2)[mask])
     assert not alphas[:, 2, 1:].any()
+    assert (places is None) == (attention == "soft")
 
 
 def test_attention_by_hand() -> None:
