@@ -44,7 +44,6 @@ _SCENES = {
     "relation_accuracy": "relations",
     "pointing_nouns": "pointing, nouns",
     "pointing_words": "pointing, words",
-    "alpha_variation": "alpha variation",
     "BLEU-4": "BLEU-4",
     "CIDEr-D": "CIDEr-D",
 }
@@ -156,9 +155,11 @@ def _title(report: Report) -> str:
     """The kind of attention, how it is decoded, and how it was trained."""
     kinds = [str(trained["config"]["decoder"]["attention"]) for trained in report["trained"]]
     title = " + ".join(kinds)
+    if any(trained["config"].get("hard", {}).get("start") for trained in report["trained"]):
+        title = f"soft, then {title}"
     if "hard" in kinds:
         title += f", {report['search']['decode_mode']}"
-    if any(trained["config"]["self_critical"] for trained in report["trained"]):
+    if any(trained["config"].get("self_critical") for trained in report["trained"]):
         title += ", then CIDEr-D"
     return f"{title}, {report['trained'][0]['config']['encoder']['name']}"
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saccade.errors import CheckpointError
-from saccade.files import staged_directory, write_json
+from saccade.errors import CheckpointError, ConfigError
+from saccade.files import differences, staged_directory, write_json
 from saccade.preprocessing import PreprocessSpec
 from saccade.structure import structure, unstructure
 from saccade.vocabulary import Vocabulary
@@ -116,6 +116,29 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {'; '.join(problems[:3])}{more}")
     captioner.load_state_dict(tensors)
+
+
+def start_from(captioner: Captioner, path: Path, description: Description, *, option: str) -> None:
+    """Load the weights of an earlier run or checkpoint.
+
+    option : what names it in the configuration
+    Raises ConfigError where its model is not what the description says; soft and hard attention are the same model.
+    """
+    folder = resolve_checkpoint(path)
+    earlier, ours = map(_model, (read_description(folder), description))
+    if changed := differences(earlier, ours):
+        raise ConfigError(
+            f"{option}: {path} is another model ({', '.join(changed)}): train that one on, with its own configuration"
+        )
+    load_weights(captioner, folder)
+
+
+def _model(description: Description) -> dict[str, Any]:
+    model = {name: unstructure(getattr(description, name)) for name in ("encoder", "decoder", "preprocessing")}
+    del model["encoder"]["frozen"]  # the one phase may train the encoder, and the other not
+    if model["decoder"]["attention"] == "hard":
+        model["decoder"]["attention"] = "soft"  # the same weights look at one place or at all
+    return model | {"vocabulary": description.vocabulary}
 
 
 def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -136,6 +136,8 @@ class TrainingConfig:
             and (self.concepts.is_wanted or any(getattr(optimisation, name) for name in _OF_LIKELIHOOD)),
             "[concepts] are of the encoder's own annotations: set annotation_width to 0": self.concepts.is_wanted
             and self.decoder.annotation_width > 0,
+            "hard.start has learned the concepts already: set concepts.epochs to 0": bool(self.hard.start)
+            and self.concepts.epochs > 0,
             "a frozen encoder learns no concepts: remove [concepts] or set frozen = false": self.encoder.frozen
             and self.concepts.is_wanted,
             "the annotations of a frozen encoder are computed once: remove [augmentation] or set frozen = false": (

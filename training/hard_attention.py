@@ -37,6 +37,8 @@ class HardOptions:
     entropy : weight of the entropy, per word [lambda_e]
     baseline_decay : of the moving average of the reward
     reward : the log-likelihood of a caption as the "sum" over its words (the paper) or their "mean"
+    start : run or checkpoint of the same model, with soft or hard attention, whose weights it starts from; "" for
+        random ones (the paper)
     """
 
     samples: int = 1
@@ -46,6 +48,7 @@ class HardOptions:
     entropy: float = 0.002
     baseline_decay: float = 0.9
     reward: Literal["sum", "mean"] = "sum"
+    start: str = ""
 
     def __post_init__(self) -> None:
         problems = []

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError
-from saccade.files import differences
-from saccade.structure import unstructure
 from saccade.vocabulary import Vocabulary
-from training.checkpoint import Description, load_weights, read_description, resolve_checkpoint
 from training.distribution import total
 from training.losses import caption_log_probs
 from training.metrics import Caption, CiderD
-from training.model import Annotations, Captioner, Decoder
+from training.model import Annotations, Decoder
 from training.sampling import as_it_captions, drawn_captions
 
 
@@ -119,21 +115,3 @@ class SelfCritical:
     def _spoken(self, words: Tensor) -> Tensor:
         """Where words (..., T) belong to a caption: up to its first `<end>`, that included."""
         return (words == self._vocabulary.end).cumsum(dim=-1) <= 1
-
-
-def start_from(captioner: Captioner, path: Path, description: Description) -> None:
-    """Load the weights of an earlier run. Raises ConfigError where its model is not what the description says."""
-    folder = resolve_checkpoint(path)
-    earlier, ours = map(_model, (read_description(folder), description))
-    if changed := differences(earlier, ours):
-        raise ConfigError(
-            f"self_critical.start: {path} is another model ({', '.join(changed)}): "
-            "train that one on, with its own configuration"
-        )
-    load_weights(captioner, folder)
-
-
-def _model(description: Description) -> dict[str, object]:
-    model = {name: unstructure(getattr(description, name)) for name in ("encoder", "decoder", "preprocessing")}
-    del model["encoder"]["frozen"]  # the one phase may train the encoder, and the other not
-    return model | {"vocabulary": description.vocabulary}

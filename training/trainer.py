@@ -31,6 +31,7 @@ from training.checkpoint import (
     read_json,
     resolve_checkpoint,
     save_checkpoint,
+    start_from,
 )
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
@@ -47,7 +48,7 @@ from training.optimisation import Optimisation, below
 from training.precision import arithmetic
 from training.sampling import as_it_captions, with_own_words
 from training.scene_data import SceneData
-from training.self_critical import SelfCritical, start_from
+from training.self_critical import SelfCritical
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class Trainer:
         self._check_shares(train)
         test = self._split(data, "test")
         vocabulary = self._vocabulary(train)
-        captioner = self._captioner(vocabulary, pretrained=not resuming and self.config.self_critical is None)
+        start, start_option = self._start()
+        captioner = self._captioner(vocabulary, pretrained=not resuming and not start)
         self._concepts = self._concept_task(captioner, train, vocabulary)
         self._self_critical = self._rewards(train, vocabulary)
         options = self.config.optimisation
@@ -120,8 +122,8 @@ class Trainer:
         )
         if resuming:
             self._resume(captioner, optimisation, vocabulary)
-        elif self.config.self_critical:
-            start_from(captioner, Path(self.config.self_critical.start), self._describe(vocabulary, {}))
+        elif start:
+            start_from(captioner, Path(start), self._describe(vocabulary, {}), option=start_option)
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
@@ -232,6 +234,12 @@ class Trainer:
         if not options.is_wanted:
             return None
         return Concepts(captioner.encoder.width, train, vocabulary, options).to(self.device)
+
+    def _start(self) -> tuple[str, str]:
+        """The run or checkpoint whose weights this one starts from, or "", and the option that says so."""
+        if self.config.self_critical:
+            return self.config.self_critical.start, "self_critical.start"
+        return self.config.hard.start, "hard.start"
 
     def _rewards(self, train: Split, vocabulary: Vocabulary) -> SelfCritical | None:
         options, max_length = self.config.self_critical, self.config.validation.max_length

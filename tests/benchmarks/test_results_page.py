@@ -16,7 +16,6 @@ def write_report(path: Path, attention: str = "soft", decode_mode: str = "expect
     config = {
         "decoder": {"attention": attention, "dropout": 0.5},
         "encoder": {"name": "compact"},
-        "self_critical": None,
     } | changes
     report = {
         "trained": [{"config": config, "epoch": 7, "training_seconds": 630.0}],
@@ -57,6 +56,8 @@ def test_a_row_says_what_was_trained_and_what_it_reached(tmp_path: Path) -> None
         "minutes until then": "10",
     }
     assert hard[0] == "hard, argmax, then CIDEr-D, compact"
+    write_report(tmp_path / "some/b.scores.json", "hard", "sample", hard={"start": "run"})
+    assert rows(renewed(page, tmp_path))[2][0] == "soft, then hard, sample, compact"
     assert [row[0] for row in paper] == ["paper, soft, VGG", "paper, hard, VGG"]
 
 

@@ -274,6 +274,21 @@ def without_dropout(decoder: Decoder, values: torch.Tensor, annotate: Any = Deco
     return cast("Annotations", annotate(decoder, values))
 
 
+def test_hard_attention_goes_on_from_the_weights_of_soft_attention(tmp_path: Path) -> None:
+    train(tmp_path / "soft")
+    config = replace(
+        CONFIG,
+        concepts=ConceptOptions(),
+        decoder=replace(CONFIG.decoder, attention="hard"),
+        hard=HardOptions(start=str(tmp_path / "soft")),
+        optimisation=replace(CONFIG.optimisation, epochs=1, learning_rate=1e-12, doubly_stochastic=0.0),
+    )
+    train(tmp_path / "hard", config)
+    soft, hard = (load_checkpoint(tmp_path / name).captioner.decoder for name in ("soft", "hard"))
+    assert hard.options.attention == "hard"
+    torch.testing.assert_close(soft.state_dict(), hard.state_dict(), rtol=0, atol=1e-9)
+
+
 def test_rewards_do_not_begin_with_the_weights_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
     config = replace(
         CONFIG,
@@ -317,6 +332,10 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
         ({"validation": ValidationOptions(decode_mode="argmax")}, 'decode_mode = "argmax" is for attention = "hard"'),
         ({"encoder": EncoderOptions(name="compact", frozen=True)}, "a frozen encoder learns no concepts"),
         ({"decoder": DecoderOptions(annotation_width=8)}, "set annotation_width to 0"),
+        (
+            {"decoder": DecoderOptions(attention="hard"), "hard": HardOptions(start="run")},
+            "hard.start has learned the concepts already",
+        ),
         (
             {
                 "data": JsonlData(kind="jsonl", train="train.jsonl", validation="validation.jsonl"),
