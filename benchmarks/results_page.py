@@ -26,6 +26,8 @@ import click
 
 from saccade.errors import DataError
 from saccade.files import differences
+from saccade.structure import structure, unstructure
+from training.config import TrainingConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 
@@ -112,11 +114,11 @@ def _variants(folder: Path) -> str:
     reports = dict(_reports(folder))
     if _BASE not in reports:
         raise DataError(f"{folder} has no {_BASE}.scores.json for the others to differ from")
-    base = reports[_BASE]["trained"][0]["config"]
+    base = _configuration(reports[_BASE])
     columns = ("what differs", "beam", "BLEU-4", "CIDEr-D", *_TRAINING)
     rows = []
     for name, report in sorted(reports.items(), key=lambda item: item[0] != _BASE):
-        changed = differences(base, report["trained"][0]["config"])
+        changed = differences(base, _configuration(report))
         for beam, scores in report["beams"].items():
             values = (_number(scores["BLEU-4"], percent=True), _number(scores["CIDEr-D"]))
             rows.append(("; ".join(changed) or name, beam, *values, *_training(report)))
@@ -149,6 +151,12 @@ def _reports(folder: Path) -> Iterator[tuple[str, Report]]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _configuration(report: Report) -> Any:
+    """That of the training, with what it left out or was not known then as it is by default."""
+    config = report["trained"][0]["config"]
+    return unstructure(structure(config, TrainingConfig, source="trained.config", error=DataError))
 
 
 def _title(report: Report) -> str:

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.results_page import PAGE, renewed
 from saccade.errors import DataError
+from saccade.structure import unstructure
+from training.config import load_config
 
 SCORES = {f"BLEU-{n}{variant}": 0.7 - n / 10 for n in range(1, 5) for variant in ("", " (no BP)")}
 
@@ -77,11 +79,14 @@ def test_captions_of_the_models_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_variants_are_named_by_how_they_differ_from_the_base(tmp_path: Path) -> None:
-    write_report(tmp_path / "some/a.scores.json", decoder={"attention": "soft", "dropout": 0.3})
-    write_report(tmp_path / "some/base.scores.json")
+    """What one of them does not mention is as it is by default."""
+    config = unstructure(load_config(PAGE.parent.parent / "configs/scenes-soft.toml"))
+    write_report(tmp_path / "some/base.scores.json", **config)
+    del config["hard"]
+    write_report(tmp_path / "some/a.scores.json", **config | {"decoder": config["decoder"] | {"dropout": 0.3}})
     _, base, other = rows(renewed("<!-- variants some -->\n<!-- end -->", tmp_path))
     assert base[0] == "base"
-    assert other[0] == "decoder.dropout was 0.5, is 0.3"
+    assert other[0] == "decoder.dropout was 0.0, is 0.3"
 
 
 def test_the_speed_is_the_benchmarks_last_line(tmp_path: Path) -> None:
