@@ -21,17 +21,24 @@ from training.trainer import Trainer
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [default: runs/<config name>]"
 )
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help='Change CONFIG by a line of TOML, such as "optimisation.epochs = 2". May be given several times.',
+)
 @click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".')
 @click.option("--overwrite", is_flag=True, help="Throw away an earlier run in the folder instead of resuming it.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def train(config: Path, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
+def train(config: Path, out: Path | None, changes: tuple[str, ...], device: str, overwrite: bool, quiet: bool) -> None:
     """Train a captioner as CONFIG, a TOML file, says.
 
     Every epoch ends with a validation by beam search and an atomic checkpoint. The same command continues an
     interrupted run after its last finished epoch. At the end the best epoch is scored on the test split; where its
     attention does not move, that is an error.
     """
-    settings, chosen = load_config(config), _device(device)
+    settings, chosen = load_config(config, changes), _device(device)
     folder = out or Path("runs") / config.stem
     with joined(chosen):
         if not is_main():  # the others say only what goes wrong

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from saccade.errors import ConfigError
 from saccade.glimpses import DecodeMode
@@ -155,10 +156,25 @@ _OF_LIKELIHOOD = ("label_smoothing", "scheduled_sampling", "doubly_stochastic")
 """Fields of [optimisation] that mean nothing where captions are rewarded."""
 
 
-def load_config(path: Path) -> TrainingConfig:
-    """Read a TOML file. Raises ConfigError naming every unknown, missing or invalid key."""
+def load_config(path: Path, changes: Sequence[str] = ()) -> TrainingConfig:
+    """Read a TOML file. Raises ConfigError naming every unknown, missing or invalid key.
+
+    changes : lines of TOML with dotted keys, such as "optimisation.epochs = 2", which win over the file's
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
+    for change in changes:
+        try:
+            table = _merged(table, tomllib.loads(change))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{change!r} is no line of TOML ({error}): write section.key = value") from error
     return structure(table, TrainingConfig, source=str(path), error=ConfigError)
+
+
+def _merged(table: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return table | {
+        key: _merged(table[key], value) if isinstance(value, dict) and isinstance(table.get(key), dict) else value
+        for key, value in change.items()
+    }

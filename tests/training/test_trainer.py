@@ -140,6 +140,23 @@ def test_every_problem_of_a_configuration_is_reported_at_once(tmp_path: Path) ->
     assert "loud" in str(caught.value)
 
 
+def test_lines_of_toml_change_what_a_configuration_says() -> None:
+    path = Path("configs/scenes-soft.toml")
+    changed = load_config(path, ["optimisation.epochs = 1", "optimisation = { seed = 7 }", 'decoder.gate = "vector"'])
+    expected = load_config(path)
+    assert changed == replace(
+        expected,
+        optimisation=replace(expected.optimisation, epochs=1, seed=7),
+        decoder=replace(expected.decoder, gate="vector"),
+    )
+
+
+@pytest.mark.parametrize(("change", "complaint"), [("epochs", "no line of TOML"), ("decoder.gates = 1", "gates")])
+def test_a_change_that_makes_no_sense_is_refused(change: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(Path("configs/scenes-soft.toml"), [change])
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=str)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     load_config(path)
