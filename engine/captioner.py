@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from engine.backends.base import Backend, open_backend
+from engine.images import Source
+from engine.pipeline import Stages, ahead, each, in_order
 from engine.records import Alternative, Attention, Failure, Record
 from saccade.bundle import Bundle
 from saccade.errors import ConfigError, ImageError
-from saccade.preprocessing import load_image
-from saccade.search import Hypothesis, SearchOptions, search
+from saccade.preprocessing import load_image, resize
+from saccade.search import Decoding, Hypothesis, SearchOptions, search
 
-_Loaded = tuple[Path, NDArray[np.uint8] | ImageError]
+ImageLike = str | Path | bytes | NDArray[np.uint8] | Source
+"""A path, the bytes of a file, the pixels of a picture as uint8 (H, W, 3) in RGB or (H, W) in grey, or a source."""
+
+_SCANNED = 256
+_SCANNED_BYTES = 1 << 28
+_FAILURES_PER_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +37,13 @@ class CaptionOptions:
     """How images are captioned; every default is the bundle's or harmless.
 
     search : None searches with beam 3 to the maximum length of the bundle
-    batch : images encoded and searched together
+    batch : images encoded and searched together. A last, smaller batch is filled up, so that no caption depends on how
+        many images share its batch: for one image at a time, say 1
     attention : keep the alphas of every word
     backend : "auto", or a name from `engine.backends.base.BACKENDS`
     threads : for the arithmetic, 0 leaves it to the runtime
-    loaders : threads that read images; 0 for one a core, 8 at most
+    loaders : threads that read and decode images; 0 for one a core, 8 at most
+    time_limit_s : seconds that reading and decoding one image may take; then it is a failure of the kind "too_slow"
     """
 
     search: SearchOptions | None = None
@@ -43,31 +52,43 @@ class CaptionOptions:
     backend: str = "auto"
     threads: int = 0
     loaders: int = 0
+    time_limit_s: float = 30.0
 
     def __post_init__(self) -> None:
         problems = []
         if self.batch < 1:
             problems.append(f"batch must be at least 1, got {self.batch}")
+        if not self.time_limit_s > 0:
+            problems.append(f"time_limit_s must be above 0, got {self.time_limit_s}")
         problems += [f"{name} must be 0 or more" for name in ("threads", "loaders") if getattr(self, name) < 0]
         if problems:
             raise ConfigError("invalid caption options: " + "; ".join(problems))
 
+    def search_options(self, bundle: Bundle) -> SearchOptions:
+        """How captions of this bundle are searched."""
+        manifest = bundle.manifest
+        return self.search or SearchOptions(max_length=manifest.max_length, decode_mode=manifest.decode_mode)
+
+
+class _Loaded(NamedTuple):
+    name: str
+    pixels: NDArray[np.uint8] | ImageError
+
+
+class _Encoded(NamedTuple):
+    batch: Sequence[_Loaded]
+    decoding: Decoding | None
+    """Of the readable images, in order; None where there is none."""
+
 
 class Captioner:
-    """A bundle opened on a backend. A context manager.
-
-    >>> with Captioner.open("examples/bundle") as captioner:  # doctest: +SKIP
-    ...     for result in captioner.caption([Path("photo.jpg")]):
-    ...         print(result)
-    """
+    """A bundle opened on a backend. A context manager, which frees what the backend holds. Shown in docs/python.md."""
 
     def __init__(self, bundle: Bundle, backend: Backend, options: CaptionOptions) -> None:
         self.bundle = bundle
         self.backend = backend
         self.options = options
-        self.search_options = options.search or SearchOptions(
-            max_length=bundle.manifest.max_length, decode_mode=bundle.manifest.decode_mode
-        )
+        self.search_options = options.search_options(bundle)
 
     @classmethod
     def open(cls, bundle: Bundle | Path | str, options: CaptionOptions | None = None) -> Captioner:
@@ -76,21 +97,56 @@ class Captioner:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         return cls(opened, open_backend(options.backend, opened, threads=options.threads), options)
 
-    def caption(self, images: Iterable[Path]) -> Iterator[Record | Failure]:
-        """One result per image, in order. Images are read ahead in threads; memory does not grow with their number."""
+    def caption(
+        self, images: Iterable[ImageLike], *, stop: threading.Event | None = None, stages: Stages | None = None
+    ) -> Generator[Record | Failure]:
+        """One result per image, in order. Memory does not grow with their number.
+
+        images : iterated in a thread of its own; what is given as bytes or pixels is called by its place, "0", "1", ...
+        stop : once it is set, no further image is begun; those that were come out, then the results end
+        stages : gets the time that each stage of the pipeline works
+        An image that cannot be read is a Failure in its place. Errors of the iterable come out here.
+        """
+        stages = Stages() if stages is None else stages
         loaders = self.options.loaders or min(8, os.cpu_count() or 1)  # each may hold one image at its native size
-        ahead = 2 * max(loaders, self.options.batch)
-        with (
-            ThreadPoolExecutor(loaders, thread_name_prefix="saccade-load") as pool,
-            closing(self._load_ahead(pool, images, count=ahead)) as loads,
-        ):
-            while batch := list(islice(loads, self.options.batch)):
-                yield from self._caption_batch(batch)
+        for stage in ("scan", "read", "decode", "encode", "search"):
+            stages.expect(stage, loaders if stage in ("read", "decode") else 1)
+        return self._caption(images, stop, stages, loaders)
+
+    def _caption(
+        self, images: Iterable[ImageLike], stop: threading.Event | None, stages: Stages, loaders: int
+    ) -> Generator[Record | Failure]:
+        found = stages.pulled("scan", map(_source, count(), images))
+        scan, encode, search = (stages.by_name[name] for name in ("scan", "encode", "search"))
+        sources = ahead(
+            found,
+            size=_SCANNED,
+            limit=_SCANNED_BYTES,
+            weight=_bytes_held,
+            name="saccade-scan",
+            stage=scan,
+            stop=stop,
+            is_patient=False,
+        )
+        loaded = in_order(
+            lambda source: self._load(source, stages),
+            sources,
+            threads=loaders,
+            size=2 * max(loaders, self.options.batch),
+            limit_s=self.options.time_limit_s,
+            too_slow=self._too_slow,
+            name="saccade-load",
+        )
+        encoded = each(lambda batch: self._encode(batch, stages), self._batches(loaded))
+        encoded = ahead(encoded, size=1, name="saccade-encode", stage=encode)
+        searched = each(lambda batch: self._search(batch, stages), encoded)
+        with closing(ahead(searched, size=1, name="saccade-search", stage=search)) as batches:
+            for results in batches:
+                yield from results
 
     def caption_pixels(self, pixels: NDArray[np.uint8]) -> list[list[Hypothesis]]:
         """Hypotheses, best first, of preprocessed images, uint8 (B, S, S, 3)."""
-        decoding = self.backend.begin(pixels, self.search_options, with_alphas=self.options.attention)
-        return search(decoding, self.bundle.vocabulary, self.search_options)
+        return search(self._begin(pixels), self.bundle.vocabulary, self.search_options)
 
     def __enter__(self) -> Self:
         self.backend.__enter__()
@@ -99,40 +155,65 @@ class Captioner:
     def __exit__(self, *details: object) -> None:
         self.backend.__exit__(*details)
 
-    def _load_ahead(self, pool: ThreadPoolExecutor, paths: Iterable[Path], *, count: int) -> Generator[_Loaded]:
-        """Loaded images in order, at most `count` of them waiting."""
-        waiting: deque[Future[_Loaded]] = deque()
-        try:
-            for path in paths:
-                waiting.append(pool.submit(self._load, path))
-                if len(waiting) >= count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for load in waiting:
-                load.cancel()
+    def _begin(self, pixels: NDArray[np.uint8]) -> Decoding:
+        return self.backend.begin(pixels, self.search_options, with_alphas=self.options.attention)
 
-    def _load(self, path: Path) -> _Loaded:
+    def _load(self, source: Source, stages: Stages) -> _Loaded:
+        spec = self.bundle.manifest.preprocessing
         try:
-            return path, load_image(path, self.bundle.manifest.preprocessing)
+            with stages.working("read"):
+                content = _read(source)
+            with stages.working("decode"):
+                if isinstance(content, Image.Image):
+                    return _Loaded(source.name, resize(content, spec))
+                return _Loaded(source.name, load_image(content, spec))
         except ImageError as error:
-            return path, error
+            return _Loaded(source.name, error)
 
-    def _caption_batch(self, batch: Sequence[_Loaded]) -> Iterator[Record | Failure]:
-        pixels = [loaded for _, loaded in batch if not isinstance(loaded, ImageError)]
-        found = iter(self.caption_pixels(np.stack(pixels)) if pixels else [])
-        for path, loaded in batch:
-            if isinstance(loaded, ImageError):
-                yield Failure(path=str(path), kind=loaded.kind, error=str(loaded))
-            else:
-                yield self._record(path, next(found))
+    def _too_slow(self, source: Source) -> _Loaded:
+        limit = f"{self.options.time_limit_s:g} s"
+        return _Loaded(source.name, ImageError(f"{source.name}: took more than {limit} to load", kind="too_slow"))
 
-    def _record(self, path: Path, hypotheses: Sequence[Hypothesis]) -> Record:
+    def _batches(self, loaded: Generator[_Loaded]) -> Generator[list[_Loaded]]:
+        """Runs of images of which `batch` are readable, or fewer at the end and among very many failures."""
+        batch: list[_Loaded] = []
+        readable = 0
+        with closing(loaded):
+            for image in loaded:
+                batch.append(image)
+                readable += not isinstance(image.pixels, ImageError)
+                if readable == self.options.batch or len(batch) == _FAILURES_PER_BATCH * self.options.batch:
+                    yield batch
+                    batch, readable = [], 0
+        if batch:
+            yield batch
+
+    def _encode(self, batch: list[_Loaded], stages: Stages) -> _Encoded:
+        pixels = [image.pixels for image in batch if not isinstance(image.pixels, ImageError)]
+        if not pixels:
+            return _Encoded(batch, None)
+        with stages.working("encode"):
+            # Matrix products of other sizes round differently: the last batch is filled up with copies.
+            filled = pixels + pixels[-1:] * (self.options.batch - len(pixels))
+            return _Encoded(batch, self._begin(np.stack(filled)))
+
+    def _search(self, encoded: _Encoded, stages: Stages) -> list[Record | Failure]:
+        hypotheses: Iterator[list[Hypothesis]] = iter(())
+        if encoded.decoding is not None:
+            with stages.working("search"):
+                hypotheses = iter(search(encoded.decoding, self.bundle.vocabulary, self.search_options))
+        return [
+            Failure(path=image.name, kind=image.pixels.kind, error=str(image.pixels))
+            if isinstance(image.pixels, ImageError)
+            else self._record(image.name, next(hypotheses))
+            for image in encoded.batch
+        ]
+
+    def _record(self, name: str, hypotheses: Sequence[Hypothesis]) -> Record:
         best, vocabulary = hypotheses[0], self.bundle.vocabulary
         dimensions = self.bundle.manifest.dimensions
         return Record(
-            path=str(path),
+            path=name,
             caption=vocabulary.sentence(best.tokens),
             score=best.score,
             tokens=best.tokens,
@@ -153,3 +234,30 @@ class Captioner:
                 rows=dimensions.rows, columns=dimensions.columns, alphas=tuple(map(tuple, best.alphas.tolist()))
             ),
         )
+
+
+def _source(number: int, image: ImageLike) -> Source:
+    if isinstance(image, Source):
+        return image
+    if isinstance(image, str | Path):
+        return Source(str(image), Path(image))
+    return Source(str(number), image if isinstance(image, bytes) else _picture(image))
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ConfigError(
+            f"pixels are {pixels.dtype} of shape {pixels.shape}: expected uint8 (H, W, 3) in RGB or (H, W) in grey"
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _bytes_held(source: Source) -> float:
+    return len(source.content) if isinstance(source.content, bytes) else 0
+
+
+def _read(source: Source) -> Path | bytes | Image.Image:
+    """The content at hand. Raises ImageError."""
+    if isinstance(source.content, ImageError):
+        raise source.content
+    return source.content() if callable(source.content) else source.content

@@ -16,17 +16,17 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.records import Attention, Failure, Record
 from saccade.errors import ImageError, OutputError
+from saccade.files import replaced
 from saccade.pixels import load_rgb
 
 _JPEG_QUALITY = 80
@@ -60,7 +60,7 @@ def write_gallery(
     """
     remaining = iter(records)
     shown = 0
-    with _replacing(destination) as page, ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
+    with replaced(destination) as page, ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
         head, foot = _page(title)
         page.write(head)
         for blocks in _in_order(pool, islice(remaining, limit), root, thumbnail_px):
@@ -165,18 +165,3 @@ def _inert_json(value: object) -> bytes:
 def _finite(score: float) -> float | None:
     """Round the score; None if JSON has no number for it."""
     return round(score, 4) if math.isfinite(score) else None
-
-
-@contextmanager
-def _replacing(destination: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the destination's place if the block ends well, and vanishes if it does not."""
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(destination)
-    except OSError as error:
-        raise OutputError(f"cannot write {destination}: {error}; free some space or choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -27,11 +27,15 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An image that could not be read. `kind` is one of the kinds of `saccade.pixels`."""
+    """An image that could not be read. `kind` is one of the kinds of `saccade.pixels`, or "too_slow"."""
 
     path: str
     kind: str
     error: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The failure as JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

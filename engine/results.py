@@ -4,29 +4,35 @@
     part-00000.jsonl       one record a line, written whole and renamed
     part-00000.stats.json  the commit marker of the part: written last
     failures.jsonl         one line per image that could not be read
+    .lock                  held by the run that writes
 
 A part without its marker never happened. Failures are appended before the marker, which says how many lines count.
-One run at a time may write to a folder.
+One run at a time writes to a folder; the system lets go of it when that process ends, however it ends. A run over
+several machines has a folder for each shard, shard-0003-of-0016 and so on, in one folder.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from engine.records import Failure, Record
 from saccade.errors import OutputError
 from saccade.files import differences, write_atomically, write_json
 from saccade.structure import structure
 
-RUN, FAILURES = "run.json", "failures.jsonl"
+RUN, FAILURES, LOCK = "run.json", "failures.jsonl", ".lock"
+
+SHARD = re.compile(r"shard-(\d{4,})-of-(\d{4,})")
+"""Folder of one shard's results."""
 
 _PART = re.compile(r"part-(\d+)\.(jsonl|stats\.json)")
 _TEMPORARY = re.compile(rf"\.({re.escape(RUN)}|{re.escape(FAILURES)}|{_PART.pattern})\..+")
@@ -53,71 +59,92 @@ class Marker:
 
 
 class ResultsWriter:
-    """Adds parts to a results folder, continuing after the last committed one.
+    """Adds parts to a results folder, continuing after the last committed one. A context manager: it holds the folder.
 
     fingerprint : what must be equal for two runs to belong together
     details : what else run.json tells (versions, the options as they were given)
     overwrite : throw away the results that the folder holds; other files in it stay
-    Raises OutputError where the folder holds another run's results, or cannot be written.
+    retry_failures : images that failed so far do not count as done; their lines stay, but are read no more
+    Raises OutputError where the folder holds another run's results, another run is writing to it, or it cannot be
+    written.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: Mapping[str, Any], details: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        details: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        retry_failures: bool = False,
     ) -> None:
         self.folder = folder
-        with _writing(folder):
-            self._prepare(dict(fingerprint), dict(details), overwrite)
-            parts = committed_parts(folder)
-            self._next_part = len(parts)
-            self._failures = parts[-1].failures_total if parts else 0
-            self._captioned = sum(part.records for part in parts)
-            self._drop_uncommitted()
+        with ExitStack() as stack:
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not (folder / RUN).is_file() and any(not _is_ours(file) for file in folder.iterdir()):
+                    raise OutputError(f"{folder} is not empty and holds no results: choose another --out")
+                stack.enter_context(_held(folder))
+                self._prepare(dict(fingerprint), dict(details), overwrite)
+                parts = committed_parts(folder)
+                self._next_part = len(parts)
+                self._failures = parts[-1].failures_total if parts else 0
+                self._captioned = sum(part.records for part in parts)
+                self._drop_uncommitted()
+                if retry_failures:
+                    self.note(failures_from=self._failures)
+                self._failures_from = _failures_from(folder)
+            self._holding = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._holding.close()
 
     @property
     def totals(self) -> Totals:
         """What is committed so far."""
-        return Totals(self._captioned, self._failures)
+        return Totals(self._captioned, self._failures - self._failures_from)
 
-    def done(self) -> set[str]:
-        """Paths that a committed part or failure names."""
-        return {record.path for record in read_records(self.folder)} | {
-            failure.path for failure in read_failures(self.folder)
-        }
+    def done(self) -> Iterator[str]:
+        """Names of the images that were captioned or failed, one after the other."""
+        return done_names(self.folder)
 
     def commit(self, results: Sequence[Record | Failure]) -> None:
         """Write one part; it counts once this returns. Raises OutputError if it cannot be written."""
         with _writing(self.folder):
             self._commit(results)
 
+    def note(self, **details: Any) -> None:
+        """Add to run.json. Raises OutputError if it cannot be written."""
+        with _writing(self.folder):
+            write_json(self.folder / RUN, read_run(self.folder) | details)
+
     def _commit(self, results: Sequence[Record | Failure]) -> None:
         records = [result for result in results if isinstance(result, Record)]
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             with (self.folder / FAILURES).open("a", encoding="utf-8") as file:
-                file.writelines(_line(asdict(failure)) for failure in failures)
+                file.writelines(_line(failure.as_json()) for failure in failures)
                 file.flush()
                 os.fsync(file.fileno())
         name = f"part-{self._next_part:05d}"
         write_atomically(self.folder / f"{name}.jsonl", "".join(_line(record.as_json()) for record in records))
+        marker = Marker(records=len(records), failures=len(failures), failures_total=self._failures + len(failures))
+        write_json(self.folder / f"{name}.stats.json", asdict(marker))
         self._failures += len(failures)
         self._captioned += len(records)
         self._next_part += 1
-        marker = Marker(records=len(records), failures=len(failures), failures_total=self._failures)
-        write_json(self.folder / f"{name}.stats.json", asdict(marker))
 
     def _prepare(self, fingerprint: dict[str, Any], details: dict[str, Any], overwrite: bool) -> None:
         run = self.folder / RUN
         if run.is_file() and not overwrite:
-            different = differences(read_run(self.folder).get("fingerprint", {}), fingerprint)
-            if different:
-                raise OutputError(
-                    f"{self.folder} holds results of another run ({', '.join(different)}): "
-                    "choose another --out, or start anew with --overwrite"
-                )
+            refuse_other(self.folder, fingerprint)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not run.is_file() and any(not _TEMPORARY.fullmatch(file.name) for file in self.folder.iterdir()):
-            raise OutputError(f"{self.folder} is not empty and holds no results: choose another --out")
+        with suppress(OutputError):  # what is no run, or a damaged one, is replaced below
+            if _failures_from(self.folder):
+                self.note(failures_from=0)  # were the run killed here, there would be fewer failures than that
         self._drop_parts(0)
         write_json(run, {"fingerprint": fingerprint} | details)
 
@@ -128,9 +155,11 @@ class ResultsWriter:
                 file.unlink()
         failures = self.folder / FAILURES
         if failures.is_file():
-            lines = failures.read_bytes().splitlines(keepends=True)
-            if len(lines) > self._failures:
-                write_atomically(failures, b"".join(lines[: self._failures]).decode())
+            with failures.open("rb+") as lines:
+                for _ in range(self._failures):
+                    lines.readline()
+                if lines.tell() < failures.stat().st_size:
+                    lines.truncate()
 
     def _drop_parts(self, first: int) -> None:
         """Remove parts from number `first` on, backwards and each after its marker: it may be killed at any point."""
@@ -138,6 +167,59 @@ class ResultsWriter:
             part = _PART.fullmatch(file.name)
             if part and int(part[1]) >= first:
                 file.unlink()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder until the block, or the process, ends. Raises OutputError where another process does."""
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 32).decode("ascii", "replace") or "unknown"
+            raise OutputError(
+                f"another run (process {owner}) is writing to {folder}: wait for it, or choose another --out"
+            ) from error
+        os.truncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_ours(file: Path) -> bool:
+    return file.name == LOCK or _TEMPORARY.fullmatch(file.name) is not None
+
+
+def refuse_other(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Raise OutputError where the folder holds the results of a run with another fingerprint."""
+    different = differences(read_run(folder).get("fingerprint", {}), dict(fingerprint))
+    if different:
+        raise OutputError(
+            f"{folder} holds results of another run ({', '.join(different)}): "
+            "choose another --out, or start anew with --overwrite"
+        )
+
+
+def results_folders(folder: Path) -> list[Path]:
+    """The folder, or the folders of all shards in it, in order. Raises OutputError where one is missing."""
+    shards = {int(match[1]): match for path in folder.glob("shard-*-of-*") if (match := SHARD.fullmatch(path.name))}
+    if (folder / RUN).is_file() or not shards:
+        return [folder]
+    count = int(shards[min(shards)][2])
+    missing = [number for number in range(count) if number not in shards]
+    if missing or {int(match[2]) for match in shards.values()} != {count}:
+        raise OutputError(
+            f"{folder} holds shards {', '.join(match.string for _, match in sorted(shards.items()))}: expected all of "
+            "one number of shards; caption the others, or give one shard's folder"
+        )
+    return [folder / shards[number].string for number in range(count)]
+
+
+def shard_name(shard: int, shards: int) -> str:
+    """The name of a shard's folder inside the folder of results."""
+    return f"shard-{shard:04d}-of-{shards:04d}"
 
 
 def committed_parts(folder: Path) -> list[Marker]:
@@ -165,10 +247,26 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 
 def read_failures(folder: Path) -> Iterator[Failure]:
-    """Every committed failure."""
+    """Every committed failure that was not tried again."""
     parts = committed_parts(folder)
-    if parts and parts[-1].failures_total:
-        yield from _read_lines(folder / FAILURES, parts[-1].failures_total, lambda values: Failure(**values))
+    first, last = _failures_from(folder), parts[-1].failures_total if parts else 0
+    if last > first:
+        lines = _read_lines(folder / FAILURES, last, lambda values: Failure(**values))
+        yield from islice(lines, first, None)
+
+
+def done_names(folder: Path, *, with_failures: bool = True) -> Iterator[str]:
+    """Names in committed records and failures, one after the other."""
+    yield from (record.path for record in read_records(folder))
+    yield from (failure.path for failure in read_failures(folder)) if with_failures else ()
+
+
+def _failures_from(folder: Path) -> int:
+    """Lines of failures.jsonl that count no more, because their images were tried again."""
+    first: int = structure(
+        read_run(folder).get("failures_from", 0), int, source=f"{folder / RUN}: failures_from", error=OutputError
+    )
+    return first
 
 
 def _read_lines(path: Path, count: int, parse: Callable[[Any], T]) -> Iterator[T]:

@@ -1,5 +1,7 @@
 """Image files to RGB pictures: `load_rgb` returns every pixel, upright, or an `ImageError` that says why not.
 
+`decoded` is the same as a block, and keeps the large pictures of several threads from adding up.
+
 A file is hostile until it is decoded. Its header is read first, and a picture over the pixel limit is refused before
 any decode. Nothing a file contains makes this module raise anything but `ImageError`, warn or write to stderr, and no
 setting of Pillow that other code in the process relies on is changed.
@@ -26,7 +28,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,9 +37,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, _imaging
 
 from saccade.errors import ImageError
+from saccade.memory import Budget
 
 MAX_PIXELS = 56_000_000
 """Default limit on width x height. One load of the most expensive kind of file of this size peaks below 1 GB."""
+MAX_BYTES = 4 * MAX_PIXELS + (1 << 23)
+"""Default limit on the size of a file."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What is decoded; MPO counts as JPEG. Left out is whatever starts an external program (EPS, WMF), has no signature, so
@@ -49,6 +54,10 @@ _MAX_BYTES_PER_PIXEL = 4
 _MAX_METADATA_BYTES = 1 << 23
 _MAX_SIDE = 100_000  # Pillow adds 8 bytes a row, and `resize` makes strips as long as the picture
 _BAND_PIXELS = 1 << 20
+
+LARGE_PIXELS = 8_000_000
+"""Pictures of more pixels share a budget: threads decode so many at once as are MAX_PIXELS together."""
+_large_pixels = Budget(MAX_PIXELS)
 
 _KIND_OF_ERRNO = {
     errno.ENOENT: "missing",
@@ -90,10 +99,38 @@ def load_rgb(source: Path | bytes, *, exif_transpose: bool = True, max_pixels: i
     - animations and files of several pictures give the first one
     - CMYK, YCbCr and Lab are converted by Pillow; colour profiles are ignored
     """
+    with ExitStack() as lent:
+        return _decode(source, lent, exif_transpose, max_pixels, None)
+
+
+@contextmanager
+def decoded(
+    source: Path | bytes,
+    *,
+    exif_transpose: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    least_side: int | None = None,
+) -> Iterator[Image.Image]:
+    """Lend the picture that `load_rgb` returns for the length of a block; then it is closed.
+
+    least_side : a JPEG may be decoded at a half or a quarter of its size (`_reduce`) as long as its shorter side keeps
+        this many pixels; None forbids it
+
+    The block waits until all large pictures of other threads and this one are MAX_PIXELS together, or there is no
+    other, so that never more memory is taken than for the largest picture allowed. Pictures of up to LARGE_PIXELS do
+    not count and do not wait. Inside a block, no second one may be entered.
+    """
+    with ExitStack() as lent, closing(_decode(source, lent, exif_transpose, max_pixels, least_side)) as rgb:
+        yield rgb
+
+
+def _decode(
+    source: Path | bytes, lent: ExitStack, exif_transpose: bool, max_pixels: int, least_side: int | None
+) -> Image.Image:
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
         with _silence(), _opened(source) as file:
-            return _picture(file, exif_transpose, max_pixels)
+            return _picture(file, lent, exif_transpose, max_pixels, least_side)
     except ImageError as error:
         failure = ImageError(f"{name}: {error}", kind=error.kind)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a hostile file makes them raise
@@ -115,7 +152,9 @@ def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _picture(file: IO[bytes], exif_transpose: bool, max_pixels: int) -> Image.Image:
+def _picture(
+    file: IO[bytes], lent: ExitStack, exif_transpose: bool, max_pixels: int, least_side: int | None
+) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("the file is empty", kind="empty")
@@ -123,7 +162,10 @@ def _picture(file: IO[bytes], exif_transpose: bool, max_pixels: int) -> Image.Im
     if size > limit:
         raise ImageError(f"{size} bytes, the limit is {limit}; raise max_pixels or convert the file", kind="too_large")
     image = _identified(file)
-    _check_size(image, max_pixels)
+    if (pixels := _checked_pixels(image, max_pixels)) > LARGE_PIXELS:
+        lent.enter_context(_large_pixels.lend(pixels))
+    if least_side is not None:
+        _reduce(image, least_side)
     _scale_transparent_colour(image, file)
     if image.format == "TIFF":
         _drop_all_exif_but_orientation(image)
@@ -171,13 +213,17 @@ def _avif(factory: Callable[[IO[bytes], str], ImageFile.ImageFile], file: IO[byt
         return factory(io.BytesIO(renamed), "")
 
 
-def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
-    """Refuse what would take too much memory to decode: the picture, or a TIFF's tile, which may be larger than it."""
+def _checked_pixels(image: ImageFile.ImageFile, max_pixels: int) -> int:
+    """Pixels that decoding needs memory for: of the picture, or of a TIFF's tile, which may be larger than it.
+
+    Those of formats that take twice the memory count twice. Raises ImageError where they are too many.
+    """
     sizes = [image.size]
     tags: Any = getattr(image, "tag_v2", {})
     if 322 in tags and 323 in tags:  # TileWidth, TileLength
         sizes.append((int(tags[322]), int(tags[323])))
-    limit = max_pixels // _PIXEL_COST.get(image.format or "", 1)
+    cost = _PIXEL_COST.get(image.format or "", 1)
+    limit = max_pixels // cost
     for width, height in sizes:
         if max(width, height) > _MAX_SIDE:
             raise ImageError(f"{width} x {height} pixels, the longest side allowed is {_MAX_SIDE}", kind="too_large")
@@ -187,6 +233,19 @@ def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
                 "raise max_pixels or shrink the picture",
                 kind="too_large",
             )
+    return cost * max(width * height for width, height in sizes)
+
+
+def _reduce(image: ImageFile.ImageFile, least_side: int) -> None:
+    """Have a JPEG decoded at the smaller of 1/4 and 1/2 that leaves its shorter side `least_side` pixels.
+
+    Both sides must divide by twice the factor, so that neither the last row and column nor the place of a central
+    square are rounded. An eighth is left out: it keeps nothing of a block but its mean, and errs more.
+    """
+    for factor in (4, 2):
+        if min(image.size) >= factor * least_side and not any(side % (2 * factor) for side in image.size):
+            image.draft(None, (image.width // factor, image.height // factor))
+            return
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile, file: IO[bytes]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saccade.errors import ConfigError
-from saccade.pixels import MAX_PIXELS, load_rgb
+from saccade.pixels import MAX_PIXELS, decoded
 
 PREPROCESS_VERSION = 1
 """Part of every fingerprint. Raise it when `load_image` returns other pixels for the same spec."""
@@ -23,6 +23,7 @@ PREPROCESS_VERSION = 1
 Geometry = Literal["squash", "crop"]
 
 _MAX_SIZE = 1024
+_FAST_SIDES = 13  # times S; measured: with 10, the mean error on photographs passes 0.1 grey levels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +92,22 @@ def _is_triple(value: object) -> bool:
     return isinstance(value, tuple | list) and [type(item) in (int, float) for item in value] == [True] * 3
 
 
-def load_image(source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load_image(
+    source: Path | bytes, spec: PreprocessSpec, *, max_pixels: int = MAX_PIXELS, fast: bool = False
+) -> NDArray[np.uint8]:
     """Read one image as the encoder wants it: uint8 (S, S, 3), RGB, not normalised.
 
     source : path of a file, or the file's bytes
     max_pixels : refuse a larger width x height before decoding
+    fast : decode a JPEG of at least 26 S pixels along the shorter side at a half or a quarter of its size. On average
+        its pixels are then within 0.1 grey levels of the reference; all other images are the same
     Raises ImageError with a `kind` from `saccade.pixels`; safe in many threads at once.
 
-    Decoding is `load_rgb`, resizing is `resize`.
+    Decoding is that of `load_rgb`, resizing is `resize`. Threads wait for each other's large pictures (`decoded`).
     """
-    return resize(load_rgb(source, exif_transpose=spec.exif_transpose, max_pixels=max_pixels), spec)
+    least_side = _FAST_SIDES * spec.size if fast else None
+    with decoded(source, exif_transpose=spec.exif_transpose, max_pixels=max_pixels, least_side=least_side) as rgb:
+        return resize(rgb, spec)
 
 
 def resize(rgb: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

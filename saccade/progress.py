@@ -17,8 +17,8 @@ PLAIN_INTERVAL_S = 10.0
 class Update(Protocol):
     """Says how many are done so far; further figures are shown beside it."""
 
-    def __call__(self, done: int, /, **figures: float) -> None:
-        """`done` counts from the start of the task."""
+    def __call__(self, done: int, /, *, total: int | None = None, **figures: float) -> None:
+        """`done` counts from the start of the task; `total` is a total that became known, or changed, since."""
         ...
 
 
@@ -54,17 +54,19 @@ class Reporter:
             bar = progress.add_task(name, total=total, figures="")
             began = time.monotonic()
 
-            def update(done: int, /, **figures: float) -> None:
-                progress.update(bar, completed=done, figures=_figures(done, began, unit, figures))
+            def update(done: int, /, *, total: int | None = None, **figures: float) -> None:
+                progress.update(bar, completed=done, total=total, figures=_figures(done, began, unit, figures))
 
             yield update
 
     @contextmanager
     def _lines(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
         began = last = time.monotonic()
+        first_total = total
 
-        def update(done: int, /, **figures: float) -> None:
+        def update(done: int, /, *, total: int | None = None, **figures: float) -> None:
             nonlocal last
+            total = first_total if total is None else total
             now = time.monotonic()
             if now - last < PLAIN_INTERVAL_S and done != total:
                 return
@@ -80,4 +82,8 @@ class Reporter:
 
 def _figures(done: int, began: float, unit: str, figures: dict[str, float]) -> str:
     rate = done / max(time.monotonic() - began, 1e-9)
-    return ", ".join((f"{rate:.1f} {unit}/s", *(f"{name} {value:.3f}" for name, value in figures.items())))
+    return ", ".join((f"{rate:.1f} {unit}/s", *(_figure(name, value) for name, value in figures.items())))
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{name} {value}" if isinstance(value, int) else f"{name} {value:.3f}"

@@ -7,29 +7,26 @@ from pathlib import Path
 
 import click
 
-from saccade.cli import SUBCOMMANDS, root
+from saccade.cli import root
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 
 
 def reference() -> str:
     """The whole page."""
-    return "# Commands\n\nGenerated from the help texts; `make docs` renews it.\n\n" + "\n".join(_sections())
-
-
-def _sections() -> Iterator[str]:
     settings = dict(root.context_settings)
     context = click.Context(root, info_name="saccade", terminal_width=100, max_content_width=100, **settings)
-    yield _section("saccade", root.get_help(context))
-    for name in SUBCOMMANDS:
-        command = root.get_command(context, name)
-        assert command is not None
-        own = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
-        yield _section(f"saccade {name}", command.get_help(own))
+    title = "# Commands\n\nGenerated from the help texts; `make docs` renews it.\n\n"
+    return title + "\n".join(_sections(root, context))
 
 
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n```\n{text}\n```\n"
+def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
+    yield f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            subcommand = command.get_command(context, name)
+            assert subcommand is not None
+            yield from _sections(subcommand, click.Context(subcommand, info_name=name, parent=context))
 
 
 if __name__ == "__main__":

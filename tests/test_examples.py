@@ -41,7 +41,7 @@ def test_the_shipped_scenes_are_none_that_was_trained_or_chosen_on() -> None:
 
 def test_the_demonstration_names_most_objects_and_looks_at_them(tmp_path: Path) -> None:
     with Captioner.open(BUNDLE, CaptionOptions(attention=True)) as captioner:
-        run(captioner, [SCENES], tmp_path / "out", reporter=Reporter(quiet=True))
+        run(captioner, [str(SCENES)], tmp_path / "out", reporter=Reporter(quiet=True))
     scores = score_results(tmp_path / "out", SCENES / "captions.json", SCENES / "scenes.json")
     assert scores["object_f1"] > 0.75
     assert scores["pointing_nouns"] > 0.75

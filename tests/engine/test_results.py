@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -18,16 +18,21 @@ import pytest
 import engine.results
 import engine.run
 from engine.captioner import Captioner, CaptionOptions
+from engine.images import Source
 from engine.records import Alternative, Attention, Failure, Record
 from engine.results import (
     FAILURES,
+    LOCK,
     RUN,
     ResultsWriter,
     Totals,
     committed_parts,
+    done_names,
     read_failures,
     read_records,
     read_run,
+    results_folders,
+    shard_name,
 )
 from engine.run import run
 from saccade.errors import OutputError
@@ -51,18 +56,35 @@ def result(path: str) -> Record | Failure:
     return failure(path) if int(path[7]) % 3 == 2 else record(path)
 
 
-def writer(folder: Path, fingerprint: dict[str, Any] = FINGERPRINT, *, overwrite: bool = False) -> ResultsWriter:
-    return ResultsWriter(folder, fingerprint, {"geometry": "squash"}, overwrite=overwrite)
+def writer(
+    folder: Path,
+    fingerprint: dict[str, Any] = FINGERPRINT,
+    *,
+    overwrite: bool = False,
+    retry_failures: bool = False,
+) -> ResultsWriter:
+    details = {"geometry": "squash"}
+    return ResultsWriter(folder, fingerprint, details, overwrite=overwrite, retry_failures=retry_failures)
 
 
 def caption_all(folder: Path, *, overwrite: bool = False) -> list[str]:
     """Caption what the folder does not hold, three inputs a part; returns what was captioned now."""
-    opened = writer(folder, overwrite=overwrite)
-    done = opened.done()
-    waiting = [path for path in INPUTS if path not in done]
-    for first in range(0, len(waiting), 3):
-        opened.commit([result(path) for path in waiting[first : first + 3]])
+    with writer(folder, overwrite=overwrite) as opened:
+        done = set(opened.done())
+        waiting = [path for path in INPUTS if path not in done]
+        for first in range(0, len(waiting), 3):
+            opened.commit([result(path) for path in waiting[first : first + 3]])
     return waiting
+
+
+def commit(folder: Path, results: Sequence[Record | Failure]) -> None:
+    with writer(folder) as opened:
+        opened.commit(results)
+
+
+def files(folder: Path) -> list[Path]:
+    """All but the lock, which each writer takes."""
+    return [file for file in folder.iterdir() if file.name != LOCK]
 
 
 def assert_complete(folder: Path) -> None:
@@ -70,10 +92,11 @@ def assert_complete(folder: Path) -> None:
     assert Counter(one.path for one in found) == Counter(INPUTS)
     assert all(one == result(one.path) for one in found)
     assert len((folder / FAILURES).read_text().splitlines()) == 2
-    assert writer(folder).totals == Totals(captioned=6, failed=2)
+    with writer(folder) as opened:
+        assert opened.totals == Totals(captioned=6, failed=2)
     markers = committed_parts(folder)
     expected = {RUN, FAILURES, *(f"part-{n:05d}.{end}" for n in range(len(markers)) for end in ("jsonl", "stats.json"))}
-    assert {file.name for file in folder.iterdir()} == expected
+    assert {file.name for file in files(folder)} == expected
 
 
 def test_parts_are_committed_with_their_failures(tmp_path: Path) -> None:
@@ -90,9 +113,9 @@ def test_parts_are_committed_with_their_failures(tmp_path: Path) -> None:
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     caption_all(tmp_path)
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    before = {file: file.stat().st_mtime_ns for file in files(tmp_path)}
     assert caption_all(tmp_path) == []
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+    assert {file: file.stat().st_mtime_ns for file in files(tmp_path)} == before
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -103,15 +126,15 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         alternatives=(Alternative(caption="", score=-2.25, tokens=(), truncated=False),),
         attention=Attention(rows=1, columns=2, alphas=((0.25, 0.75), (1.0, 0.0))),
     )
-    writer(tmp_path).commit([whole, record("b.jpg")])
+    commit(tmp_path, [whole, record("b.jpg")])
     assert list(read_records(tmp_path)) == [whole, record("b.jpg")]
 
 
 def test_names_that_are_not_utf8_come_back_as_they_were(tmp_path: Path) -> None:
     names = [os.fsdecode(name) for name in (b"caf\xe9.jpg", b"\xff\xfe\x00a"[:2], "日本.jpg".encode(), b"a\nb\x85.jpg")]
-    writer(tmp_path).commit([record(names[0]), failure(names[1]), record(names[2]), failure(names[3])])
-    assert writer(tmp_path).done() == set(names)
-    for file in tmp_path.iterdir():
+    commit(tmp_path, [record(names[0]), failure(names[1]), record(names[2]), failure(names[3])])
+    assert set(done_names(tmp_path)) == set(names)
+    for file in files(tmp_path):
         assert file.read_bytes().isascii()
 
 
@@ -136,8 +159,7 @@ def test_parts_behind_a_gap_never_happened_either(tmp_path: Path) -> None:
     """They would come back to life with the part that fills the gap."""
     caption_all(tmp_path)
     (tmp_path / "part-00001.stats.json").unlink()
-    opened = writer(tmp_path)
-    opened.commit([result(path) for path in INPUTS[3:5]])
+    commit(tmp_path, [result(path) for path in INPUTS[3:5]])
     assert len(committed_parts(tmp_path)) == 2
     assert caption_all(tmp_path) == list(INPUTS[5:])
     assert_complete(tmp_path)
@@ -209,7 +231,7 @@ def test_a_resumption_may_be_killed_as_well(tmp_path: Path, monkeypatch: pytest.
 
 
 def run_inputs(captioner: Captioner, photos: list[Path], out: Path) -> None:
-    run(captioner, photos, out, reporter=Reporter(quiet=True))
+    run(captioner, list(map(str, photos)), out, reporter=Reporter(quiet=True))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file between `open` and `with`
@@ -258,7 +280,7 @@ def interrupt_at(instant: int, watched: set[str], function: Callable[[], None]) 
 def test_an_interruption_keeps_what_is_captioned(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Captioner, images: Iterable[Path]) -> Iterator[Record | Failure]:
+    def interrupted(self: Captioner, images: Iterable[Source], **_: object) -> Generator[Record | Failure]:
         yield from map(result, INPUTS[:4])
         raise KeyboardInterrupt
 
@@ -291,7 +313,8 @@ def test_an_overwrite_killed_between_any_two_writes_leaves_results_of_one_run_th
     caption_all(out)
     taken = snapshots(monkeypatch, out, tmp_path / "killed")
     other = FINGERPRINT | {"attention": True}
-    writer(out, other, overwrite=True)
+    with writer(out, other, overwrite=True):
+        pass
     fewer = set()
     for folder in taken():
         if read_run(folder)["fingerprint"] == other:
@@ -303,12 +326,68 @@ def test_an_overwrite_killed_between_any_two_writes_leaves_results_of_one_run_th
     assert fewer == {0, 2, 4, 6}
 
 
+def test_failures_can_be_tried_again(tmp_path: Path) -> None:
+    caption_all(tmp_path)
+    with writer(tmp_path, retry_failures=True) as opened:
+        assert set(opened.done()) == {one.path for one in read_records(tmp_path)}
+        assert opened.totals == Totals(captioned=6, failed=0)
+        opened.commit([record("photos/2.jpg"), failure("photos/5.jpg")])
+    assert [one.path for one in read_failures(tmp_path)] == ["photos/5.jpg"]
+    assert Counter(done_names(tmp_path)) == Counter(INPUTS)
+    assert len((tmp_path / FAILURES).read_text().splitlines()) == 3  # the history stays
+    assert caption_all(tmp_path) == []
+
+
+def test_a_retry_killed_between_any_two_writes_can_be_resumed_or_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    caption_all(out)
+    taken = snapshots(monkeypatch, out, tmp_path / "killed")
+    with writer(out, retry_failures=True) as opened:
+        opened.commit([failure("photos/2.jpg"), record("photos/5.jpg")])
+    for folder in taken():
+        caption_all(folder)
+        assert Counter(done_names(folder)) == Counter(INPUTS)
+        with writer(folder, retry_failures=True) as opened:
+            assert opened.totals.failed == 0
+        caption_all(folder)
+        assert Counter(done_names(folder)) == Counter(INPUTS)
+
+
+def test_an_overwrite_after_a_retry_reads_its_own_failures(tmp_path: Path) -> None:
+    caption_all(tmp_path)
+    with writer(tmp_path, retry_failures=True):
+        pass
+    caption_all(tmp_path, overwrite=True)
+    assert_complete(tmp_path)
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+    with writer(tmp_path), pytest.raises(OutputError, match=rf"another run \(process {os.getpid()}\) is writing to"):
+        writer(tmp_path)
+    caption_all(tmp_path)
+    assert_complete(tmp_path)
+
+
+def test_the_folders_of_all_shards_are_found_in_order(tmp_path: Path) -> None:
+    folders = [tmp_path / shard_name(shard, 3) for shard in range(3)]
+    for folder in reversed(folders):
+        caption_all(folder)
+    assert results_folders(tmp_path) == folders
+    assert results_folders(folders[1]) == [folders[1]]
+    shutil.rmtree(folders[1])
+    with pytest.raises(OutputError, match="shard-0000-of-0003, shard-0002-of-0003: expected all"):
+        results_folders(tmp_path)
+
+
 def test_an_overwrite_leaves_other_files_in_place(tmp_path: Path) -> None:
     caption_all(tmp_path)
     mine = [tmp_path / "gallery.html", tmp_path / "notes.txt", tmp_path / "part-of-mine.jsonl"]
     for file in mine:
         file.write_text("mine")
-    writer(tmp_path, overwrite=True)
+    with writer(tmp_path, overwrite=True):
+        pass
     assert {file.read_text() for file in mine} == {"mine"}
     assert list(read_records(tmp_path)) == []
 
@@ -326,7 +405,7 @@ def test_another_run_is_refused_naming_what_differs(tmp_path: Path) -> None:
 
 
 def test_an_option_that_one_of_the_runs_did_not_know_differs(tmp_path: Path) -> None:
-    writer(tmp_path)
+    caption_all(tmp_path)
     with pytest.raises(OutputError, match=r"\(search\.top_p was None, is 0\.5\)"):
         writer(tmp_path, FINGERPRINT | {"search": {"beam": 3, "max_length": 40, "top_p": 0.5}})
 
@@ -382,9 +461,8 @@ def test_a_full_disk_is_an_error_that_a_repetition_recovers_from(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    opened = writer(tmp_path)
-    opened.commit([result(path) for path in INPUTS[:3]])
-    with monkeypatch.context() as patch:
+    commit(tmp_path, [result(path) for path in INPUTS[:3]])
+    with monkeypatch.context() as patch, writer(tmp_path) as opened:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\): free some space"):
             opened.commit([result(path) for path in INPUTS[3:6]])

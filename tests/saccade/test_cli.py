@@ -86,7 +86,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["capton"], "No such command 'capton'"),
         (["--colour"], "No such option"),
         (["inspect"], "Missing argument 'BUNDLE'"),
-        (["caption", "/no/such/place", "--bundle", "x"], "'/no/such/place' does not exist"),
+        (["gallery", "/no/such/place"], "'/no/such/place' does not exist"),
         (["caption", ".", "--bundle", "x", "--beam", "many"], "'many' is not a valid integer"),
         (["caption", ".", "--bundle", "x", "--backend", "abacus"], "'abacus' is not one of 'auto'"),
     ],

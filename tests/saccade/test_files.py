@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saccade.errors import OutputError
-from saccade.files import sha256, staged_directory, write_atomically, write_json
+from saccade.files import replaced, sha256, staged_directory, write_atomically, write_json
 
 
 class Interruption(BaseException):
@@ -46,6 +46,48 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == "öne\n".encode()
     write_atomically(path, "two")
     assert tree(tmp_path) == {"a.txt": "two"}
+    write_atomically(path, b"caf\xe9")
+    assert path.read_bytes() == b"caf\xe9"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "日" * 85])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path, name: str) -> None:
+    write_atomically(tmp_path / name, "1")
+    assert tree(tmp_path) == {name: "1"}
+
+
+def test_a_file_written_bit_by_bit_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with replaced(path) as file:
+        file.write(b"1")
+        assert not path.exists()
+        file.write(b"2")
+    assert tree(tmp_path) == {"new": None, "new/a.txt": "12"}
+
+
+@pytest.mark.parametrize("error", [ValueError(), Interruption()])
+def test_a_block_that_fails_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    def fail(path: Path) -> None:
+        with replaced(path) as file:
+            file.write(b"new")
+            raise error
+
+    write_atomically(tmp_path / "a.txt", "old")
+    with pytest.raises(type(error)):
+        fail(tmp_path / "a.txt")
+    assert tree(tmp_path) == {"a.txt": "old"}
+
+
+def test_a_file_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "folder"):
+        with (
+            pytest.raises(OutputError, match=rf"cannot write {path}: .+; free some space or choose another"),
+            replaced(path),
+        ):
+            pass
+    assert tree(tmp_path) == {"file": "", "folder": None}
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
