@@ -213,7 +213,7 @@ def _patiently(name: str, ask: Callable[P, T], /, *arguments: P.args, **options:
             return ask(*arguments, **options)
         except ConfigError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every file system has its own
             failure = _failure(name, error)
         wait_s = next(waits_s, None)
         if failure.kind != "unreadable" or wait_s is None:
