@@ -41,6 +41,7 @@ from training.scenes import generate_scene
 _PER_FOLDER = 1000
 _ORIGINALS = 200
 _SETTLED_S = 60.0
+_MOST_GROWTH = 0.05
 _MIB = 1 << 20
 
 _SCAN = """
@@ -87,7 +88,7 @@ def watch(command: Sequence[str], reporter: Reporter) -> list[Sample]:
         command, stderr=subprocess.PIPE, text=True
     )
     watched = psutil.Process(process.pid)
-    with reporter.task("captioning", None, unit="samples") as update:
+    with reporter.task("captioning", None, unit="samples") as update, _ended(process):
         while process.poll() is None:
             try:
                 sample = Sample(
@@ -105,6 +106,16 @@ def watch(command: Sequence[str], reporter: Reporter) -> list[Sample]:
     if process.returncode != 0:
         raise OutputError(f"{' '.join(command)} ended with {process.returncode}: {said.strip()}")
     return samples
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Leave no process behind where the block is left early."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def steadiness(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def _workplace(parent: Path | None) -> Iterator[Path]:
 def main(bundle: Path, images: int, names: int, options: tuple[str, ...], folder: Path | None) -> None:
     """Caption very many images and scan very many names, and watch memory, descriptors and queues.
 
-    The last line is JSON.
+    The last line is JSON. Exits with 1 where memory grew by 5 % or more, or an image is missing or there twice.
     """
     record: dict[str, Any] = {"benchmark": "endurance", "environment": environment(torch.device("cpu"))}
     with _workplace(folder) as work:
@@ -189,6 +200,9 @@ def main(bundle: Path, images: int, names: int, options: tuple[str, ...], folder
                 "{resident_mib_most} MiB at most".format(**record["captioning"])
             )
     click.echo(json.dumps(record))
+    run = record.get("captioning")
+    if run and (run["growth"] >= _MOST_GROWTH or not run["each_exactly_once"]):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

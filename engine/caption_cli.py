@@ -18,9 +18,8 @@ from engine.conversion import FORMAT_FROM_SUFFIX, ConversionOptions, Format, con
 from engine.images import Order, ScanOptions
 from engine.names import Selection
 from engine.records import Failure, Record
-from engine.results import shard_name
-from engine.run import RunOptions, Summary, Survey, run, selected, survey
-from engine.stopping import stopped_by_signals
+from engine.run import RunOptions, Summary, Survey, folder_of, run, selected, survey
+from engine.stopping import Signals
 from saccade.bundle import Bundle
 from saccade.glimpses import DecodeMode
 from saccade.progress import Reporter
@@ -184,6 +183,12 @@ def _check_usage(out: Path | None, given: dict[str, Any]) -> None:
     if out is None and need_out:
         options = ", ".join(f"--{name.replace('_', '-').replace('formats', 'format')}" for name in need_out)
         raise click.UsageError(f"without --out nothing is kept, and {options} need --out")
+    if given["shards"] is not None and given["shard"] is None and not given["actors"]:
+        raise click.UsageError("--num-shards needs --shard-index, which of them this run is, or --actors")
+    if given["gpus_per_actor"] is not None and not given["actors"]:
+        raise click.UsageError("--gpus-per-actor needs --actors")
+    if given["actors"] and given["overwrite"]:
+        raise click.UsageError("--actors continue what is there: choose another --out instead of --overwrite")
     if given["actors"] and (out is None or given["show"] or given["shard"] is not None or given["dry_run"]):
         raise click.UsageError("--actors needs --out, and knows no --show, --shard-index and --dry-run")
     if given["show"] and given["as_json"]:
@@ -246,15 +251,16 @@ def _write_captions(
     reporter: Reporter,
 ) -> int:
     show = _print if given["show"] else lambda _: None
-    with stopped_by_signals(reporter) as stop:
-        summary = run(captioner, inputs, out, options, reporter=reporter, stop=stop, show=show)
-        _print_summary(summary, reporter, as_json=given["as_json"])
+    signals = Signals(reporter)
+    summary = run(captioner, inputs, out, options, reporter=reporter, stop=signals.stop, during=signals, show=show)
+    _print_summary(summary, reporter, as_json=given["as_json"])
+    signals.raise_what_came()
     return summary.totals.failed
 
 
 def _convert(out: Path, given: dict[str, Any], reporter: Reporter) -> None:
-    if given["shards"] and not given["actors"]:
-        out = out / shard_name(given["shard"] or 0, given["shards"])
+    if not given["actors"]:
+        out = folder_of(out, _run_options(given).selection)
     for form in given["formats"]:
         file = out / f"captions{_SUFFIX_FROM_FORMAT[form]}" if form in _SUFFIX_FROM_FORMAT else None
         convert(out, ConversionOptions(format=form, out=file, overwrite=file is not None), reporter)
@@ -299,7 +305,8 @@ def _print_summary(summary: Summary, reporter: Reporter, *, as_json: bool) -> No
         + f", {summary.images_per_s:.1f} images/s"
     )
     busy = ", ".join(f"{name} {share:.0%}" for name, share in summary.stages.items())
-    reporter.say(f"at work: {busy}; {summary.bottleneck} is the bottleneck")
+    if summary.captioned_now:
+        reporter.say(f"at work: {busy}; {summary.bottleneck} is the bottleneck")
 
 
 def _print_survey(found: Survey, *, as_json: bool) -> None:

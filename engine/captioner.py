@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,8 @@ ImageLike = str | Path | bytes | NDArray[np.uint8] | Source
 
 _SCANNED = 256
 _SCANNED_BYTES = 1 << 28
+_READ_BYTES = 1 << 24
+"""Larger files are read while they are decoded, so that their bytes and their pixels are not in memory together."""
 _FAILURES_PER_BATCH = 8
 
 
@@ -107,6 +110,8 @@ class Captioner:
         stages : gets the time that each stage of the pipeline works
         An image that cannot be read is a Failure in its place. Errors of the iterable come out here.
         """
+        if isinstance(images, str | Path | bytes):
+            raise ConfigError(f"images is {images!r:.50}: expected several, as in [{images!r:.50}]")
         stages = Stages() if stages is None else stages
         loaders = self.options.loaders or min(8, os.cpu_count() or 1)  # each may hold one image at its native size
         for stage in ("scan", "read", "decode", "encode", "search"):
@@ -117,6 +122,7 @@ class Captioner:
         self, images: Iterable[ImageLike], stop: threading.Event | None, stages: Stages, loaders: int
     ) -> Generator[Record | Failure]:
         found = stages.pulled("scan", map(_source, count(), images))
+        ended = threading.Event()
         scan, encode, search = (stages.by_name[name] for name in ("scan", "encode", "search"))
         sources = ahead(
             found,
@@ -125,8 +131,7 @@ class Captioner:
             weight=_bytes_held,
             name="saccade-scan",
             stage=scan,
-            stop=stop,
-            is_patient=False,
+            stops=[ended] if stop is None else [ended, stop],
         )
         loaded = in_order(
             lambda source: self._load(source, stages),
@@ -140,7 +145,7 @@ class Captioner:
         encoded = each(lambda batch: self._encode(batch, stages), self._batches(loaded))
         encoded = ahead(encoded, size=1, name="saccade-encode", stage=encode)
         searched = each(lambda batch: self._search(batch, stages), encoded)
-        with closing(ahead(searched, size=1, name="saccade-search", stage=search)) as batches:
+        with closing(ahead(searched, size=1, name="saccade-search", stage=search, ended=ended)) as batches:
             for results in batches:
                 yield from results
 
@@ -166,7 +171,7 @@ class Captioner:
             with stages.working("decode"):
                 if isinstance(content, Image.Image):
                     return _Loaded(source.name, resize(content, spec))
-                return _Loaded(source.name, load_image(content, spec))
+                return _Loaded(source.name, load_image(content, spec, name=source.name))
         except ImageError as error:
             return _Loaded(source.name, error)
 
@@ -245,7 +250,8 @@ def _source(number: int, image: ImageLike) -> Source:
 
 
 def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+    has_form = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not has_form or 0 in pixels.shape:
         raise ConfigError(
             f"pixels are {pixels.dtype} of shape {pixels.shape}: expected uint8 (H, W, 3) in RGB or (H, W) in grey"
         )
@@ -253,6 +259,8 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _bytes_held(source: Source) -> float:
+    if isinstance(source.content, Image.Image):
+        return 4.0 * source.content.width * source.content.height
     return len(source.content) if isinstance(source.content, bytes) else 0
 
 
@@ -260,4 +268,15 @@ def _read(source: Source) -> Path | bytes | Image.Image:
     """The content at hand. Raises ImageError."""
     if isinstance(source.content, ImageError):
         raise source.content
+    if isinstance(source.content, Path):
+        return _bytes_of(source.content)
     return source.content() if callable(source.content) else source.content
+
+
+def _bytes_of(path: Path) -> Path | bytes:
+    """The bytes of a file, or its path where they are many or cannot be read: `load_image` then tells why."""
+    with suppress(OSError, ValueError):
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= _READ_BYTES:
+            return path.read_bytes()
+    return path

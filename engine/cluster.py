@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.captioner import Captioner, CaptionOptions
-from engine.run import RunOptions, run
-from saccade.errors import ConfigError, OutputError, SaccadeError
-from saccade.progress import Reporter
+from engine.results import shards_in
+from engine.run import RunOptions, folder_of, run
+from saccade.errors import ConfigError, OutputError
+from saccade.progress import Reporter, Update
 
 _SHARDS_PER_ACTOR = 8
 """By default: so that actors which began late, or died, find something left to do."""
@@ -86,8 +87,8 @@ class CaptionShards:
         row: dict[str, Any] = {"shard": shard, "error": "", "counts": [0, 0, 0, 0]}
         try:
             found = run(self._captioner, job.inputs, job.folder, options, reporter=Reporter(quiet=True))
-        except SaccadeError as error:
-            return row | {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever ends a shard, the others go on
+            return row | {"error": str(error) or type(error).__name__}
         totals = found.totals
         return row | {"counts": [found.captioned_now, found.failed_now, totals.captioned, totals.failed]}
 
@@ -112,23 +113,29 @@ def run_on_cluster(
         raise ConfigError("standard input reaches no actor: write the list to a file, and give @FILE")
     if options.selection.limit is not None:
         raise ConfigError("a limit would be one for each shard: use --sample")
-    shards = cluster.shards or _SHARDS_PER_ACTOR * cluster.actors
+    shards = cluster.shards or next((count for _, count in shards_in(folder)), _SHARDS_PER_ACTOR * cluster.actors)
+    options = replace(options, selection=replace(options.selection, shards=shards))
+    folder_of(folder, options.selection)  # raises where others have written there
     job = _Job(
         bundle=bundle.resolve(),
         inputs=tuple(inputs),
         folder=folder,
         caption=caption,
-        run=replace(options, selection=replace(options.selection, shards=shards)),
+        run=options,
         working_directory=Path.cwd(),
     )
-    totals, failed = [0, 0, 0, 0], dict[int, str]()
     # Ray prints the deaths of its processes to stdout, where results belong.
     with redirect_stdout(sys.stderr), reporter.task("captioning", shards, unit="shards") as update:
-        for done, row in enumerate(_rows(job, shards, cluster), start=1):
-            totals = [total + int(count) for total, count in zip(totals, row["counts"], strict=True)]
-            if row["error"]:
-                failed[int(row["shard"])] = row["error"]
-            update(done, images=totals[0] + totals[1], **({"failed shards": len(failed)} if failed else {}))
+        return _total(_rows(job, shards, cluster), shards, update)
+
+
+def _total(rows: Iterator[dict[str, Any]], shards: int, update: Update) -> ClusterSummary:
+    totals, failed = [0, 0, 0, 0], dict[int, str]()
+    for done, row in enumerate(rows, start=1):
+        totals = [total + int(count) for total, count in zip(totals, row["counts"], strict=True)]
+        if row["error"]:
+            failed[int(row["shard"])] = row["error"]
+        update(done, images=totals[0] + totals[1], **({"failed shards": len(failed)} if failed else {}))
     if failed:
         reasons = "; ".join(f"shard {shard}: {reason}" for shard, reason in sorted(failed.items()))
         raise OutputError(f"{len(failed)} of {shards} shards failed ({reasons}): run the same command again")
@@ -144,20 +151,33 @@ def _rows(job: _Job, shards: int, cluster: ClusterOptions) -> Iterator[dict[str,
         from ray.data import ActorPoolStrategy, DataContext
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'saccade[ray]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = cluster.gpus if cluster.gpus is not None else float("GPU" in resources)
     try:
-        shards_of_run = ray.data.from_items([{"shard": shard} for shard in range(shards)], override_num_blocks=shards)
-        yield from shards_of_run.map_batches(
+        rows = ray.data.from_items([{"shard": shard} for shard in range(shards)], override_num_blocks=shards)
+        yield from rows.map_batches(
             CaptionShards,
             fn_constructor_args=(job,),
             batch_size=1,
             compute=ActorPoolStrategy(size=cluster.actors),
             num_cpus=1,
-            num_gpus=gpus,
+            num_gpus=_gpus(cluster, ray.cluster_resources()),  # type: ignore[no-untyped-call]
         ).iter_rows()
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+def _gpus(cluster: ClusterOptions, resources: dict[str, float]) -> float:
+    """GPUs of each actor. Raises ConfigError where the cluster has too little, for which Ray would wait for ever."""
+    gpus = float("GPU" in resources) if cluster.gpus is None else cluster.gpus
+    for name, each in (("CPU", 1.0), ("GPU", gpus)):
+        if cluster.actors * each > (there := resources.get(name, 0.0)):
+            raise ConfigError(
+                f"{cluster.actors} actors need {cluster.actors * each:g} {name}s, the cluster has {there:g}: "
+                "take fewer --actors, or add machines"
+            )
+    return gpus

@@ -62,7 +62,7 @@ def _number(path: str) -> int:
 
 
 def _stem(path: str) -> str:
-    return PurePosixPath(path.rpartition(".parquet#")[2]).stem  # of a row in a table, its number
+    return PurePosixPath(re.split(r"(?i)\.parquet#", path)[-1]).stem  # of a row in a table, its number
 
 
 def _annotated(annotations: Path) -> ImageIds:

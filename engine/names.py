@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from saccade.errors import ConfigError
+from saccade.errors import ConfigError, OutputError
 
-_CACHE_KIB = 64 * 1024  # a million names stay in memory
+_CACHE_KIB = 4 * 1024
 _HALF = 2**64
 
 
@@ -71,18 +73,32 @@ class Names:
             self._database.execute(f"PRAGMA {setting}")
         self._database.execute("BEGIN")
         self._database.execute("CREATE TABLE names (digest BLOB PRIMARY KEY, met INTEGER) WITHOUT ROWID")
-        self._database.executemany("INSERT OR IGNORE INTO names VALUES (?, 0)", ((digest(name),) for name in done))
+        self._lock = threading.Lock()  # SQLite would crash if it were closed beside a query
+        with _reported():
+            self._database.executemany("INSERT OR IGNORE INTO names VALUES (?, 0)", ((digest(name),) for name in done))
 
     def meet(self, name: str) -> Meeting:
-        """What is known of a name; from now on it was met."""
+        """What is known of a name; from now on it was met. Raises OutputError if the file is in trouble."""
         key = (digest(name),)
-        if self._database.execute("INSERT OR IGNORE INTO names VALUES (?, 1)", key).rowcount:
-            return "new"
-        first = self._database.execute("UPDATE names SET met = 1 WHERE digest = ? AND met = 0", key).rowcount
-        return "done" if first else "again"
+        with self._lock, _reported():
+            if self._database.execute("INSERT OR IGNORE INTO names VALUES (?, 1)", key).rowcount:
+                return "new"
+            first = self._database.execute("UPDATE names SET met = 1 WHERE digest = ? AND met = 0", key).rowcount
+            return "done" if first else "again"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
+        with self._lock:
+            self._database.close()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"the names of the images cannot be kept in a temporary file ({error}): free some space, or set TMPDIR"
+        ) from error

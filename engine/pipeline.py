@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -91,31 +91,47 @@ class _End:
 class _Ahead(Generic[T]):
     """A queue of at most `size` items of together at most `weight` (but always one), which either side can end."""
 
-    def __init__(self, size: int, limit: float, weight: Callable[[T], float]) -> None:
-        self._size, self._limit, self._weigh = size, limit, weight
+    def __init__(self, size: int, limit: float, weight: Callable[[T], float], stage: Stage | None) -> None:
+        self._size, self._limit, self._weigh, self._stage = size, limit, weight, stage
         self._items: deque[tuple[T | _End, float]] = deque()
         self._weight = 0.0
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, item: T | _End) -> int:
-        """Wait for room and append; how many wait now, 0 where the taker is gone."""
+    def fill(self, items: Iterable[T]) -> None:
+        """Put all items and the end, as long as they are taken."""
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not self.put(item):
+                    break
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the thread that pulls
+            error = raised
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+        self.put(_End(error))
+
+    def put(self, item: T | _End) -> bool:
+        """Wait for room and append; False where the taker is gone."""
         weight = 0.0 if isinstance(item, _End) else self._weigh(item)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._has_room(weight))
             if not self._closed:
                 self._items.append((item, weight))
                 self._weight += weight
+                if self._stage is not None:
+                    self._stage.most_waiting = max(self._stage.most_waiting, len(self._items))
                 self._changed.notify_all()
-            return len(self._items)
+            return not self._closed
 
-    def get(self, stop: threading.Event | None) -> T | _End:
-        """Wait for an item; once `stop` is set, the end."""
+    def get(self, stops: Sequence[threading.Event]) -> T | _End:
+        """Wait for an item; once a stop is set, the end."""
         with self._changed:
             while not self._items:
-                if stop is not None and stop.is_set():
+                if any(stop.is_set() for stop in stops):
                     return _End(None)
-                self._changed.wait(None if stop is None else _POLL_S)
+                self._changed.wait(_POLL_S if stops else None)
             item, weight = self._items.popleft()
             self._weight -= weight
             self._changed.notify_all()
@@ -146,49 +162,35 @@ def ahead(
     limit: float = float("inf"),
     weight: Callable[[T], float] = lambda _: 0.0,
     stage: Stage | None = None,
-    stop: threading.Event | None = None,
-    is_patient: bool = True,
+    stops: Sequence[threading.Event] = (),
+    ended: threading.Event | None = None,
 ) -> Generator[T]:
     """The items in order, made in a thread of their own, at most `size` of them waiting.
 
     name : of the thread
     weight, limit : the waiting items weigh no more than `limit` together; one that is heavier alone waits alone
     stage : gets to know how many waited at most
-    stop : once it is set, the items end, even where the next one is never made
-    is_patient : who stops pulling waits for the thread to end. A runtime that computes while the process ends would
-        abort it; only a thread that may wait for ever, as for a pipe, is better left alone
-    Errors of the items come out here, after the items before them.
+    stops : once one is set, the items end, even where the next one is never made
+    ended : is set when nobody pulls any more
+    Who stops pulling waits for the thread: a runtime that computes while the process ends would abort it. Only a thread
+    with `stops`, which may wait for ever, is left alone. Errors of the items come out after the items before them.
     """
-    queue: _Ahead[T] = _Ahead(size, limit, weight)
-
-    def produce() -> None:
-        error: BaseException | None = None
-        try:
-            for item in items:
-                if not (waiting := queue.put(item)):
-                    break
-                if stage is not None:
-                    stage.most_waiting = max(stage.most_waiting, waiting)
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the thread that pulls
-            error = raised
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-        queue.put(_End(error))
-
-    thread = threading.Thread(target=produce, name=name, daemon=True)
+    queue: _Ahead[T] = _Ahead(size, limit, weight, stage)
+    thread = threading.Thread(target=queue.fill, args=(items,), name=name, daemon=True)
     thread.start()
     try:
-        while not (stop is not None and stop.is_set()):
-            item = queue.get(stop)
+        while not any(stop.is_set() for stop in stops):
+            item = queue.get(stops)
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
                 return
             yield item
     finally:
+        if ended is not None:
+            ended.set()
         queue.close()
-        if is_patient:
+        if not stops:
             thread.join()
 
 
@@ -197,14 +199,13 @@ class _Task(Generic[T, U]):
 
     def __init__(self, item: T) -> None:
         self.item = item
-        self.began: float | None = None
-        self.abandoned = False
+        self.has_begun = self.abandoned = False
         self.done = threading.Event()
         self.result: U
         self.error: BaseException | None = None
 
     def run(self, function: Callable[[T], U]) -> None:
-        self.began = time.monotonic()
+        self.has_begun = True
         try:
             self.result = function(self.item)
         except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
@@ -212,16 +213,56 @@ class _Task(Generic[T, U]):
         self.done.set()
 
     def is_over(self, limit_s: float) -> bool:
-        """Wait until it is done, or has been worked on for longer than the limit; the latter is False."""
-        while not self.done.wait(_POLL_S if self.began is None else max(0.0, self.began + limit_s - time.monotonic())):
-            if self.began is not None and time.monotonic() - self.began >= limit_s:
+        """Wait until it is done; False where it was worked on for longer than the limit meanwhile.
+
+        Waits are counted, not the clock: it goes on while the process is suspended.
+        """
+        waited_s = 0.0
+        while not self.done.wait(_POLL_S):
+            waited_s += _POLL_S if self.has_begun else 0.0
+            if waited_s >= limit_s:
                 return self.done.is_set()
         return True
 
 
+class _Pool(Generic[T, U]):
+    """Threads that work on tasks. One that is stuck is replaced, and ends when it comes back."""
+
+    def __init__(self, function: Callable[[T], U], threads: int, name: str) -> None:
+        self._function, self._name = function, name
+        self._queue: SimpleQueue[_Task[T, U] | None] = SimpleQueue()
+        self._hired = count()
+        for _ in range(threads):
+            self.hire()
+
+    def hire(self) -> None:
+        name = f"{self._name}-{next(self._hired)}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, item: T) -> _Task[T, U]:
+        task: _Task[T, U] = _Task(item)
+        self._queue.put(task)
+        return task
+
+    def close(self) -> None:
+        """Drop what waits; threads end with what they are at."""
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        for _ in range(next(self._hired)):
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            task.run(self._function)
+            if task.abandoned:
+                return
+            del task  # or it would keep its result until the next one comes
+
+
 def in_order(
     function: Callable[[T], U],
-    items: Iterable[T],
+    items: Generator[T],
     *,
     threads: int,
     size: int,
@@ -231,50 +272,26 @@ def in_order(
 ) -> Generator[U]:
     """`function` of each item, in order, worked on by `threads` threads, at most `size` of them begun or waiting.
 
-    limit_s : seconds that the function may take
+    limit_s : seconds that the function may be waited for
     too_slow : what an item gives whose time is over. Its thread cannot be stopped: another takes its place, and it ends
         by itself when it comes back
     Errors of the function come out here, in the item's turn.
     """
-    queue: SimpleQueue[_Task[T, U] | None] = SimpleQueue()
-
-    def work() -> None:
-        while (task := queue.get()) is not None:
-            task.run(function)
-            if task.abandoned:
-                return
-
-    hired = count()
-
-    def hire() -> None:
-        threading.Thread(target=work, name=f"{name}-{next(hired)}", daemon=True).start()
 
     def result(task: _Task[T, U]) -> U:
         if not task.is_over(limit_s):
             task.abandoned = True
-            hire()
+            pool.hire()
             return too_slow(task.item)
         if task.error is not None:
             raise task.error
         return task.result
 
-    for _ in range(threads):
-        hire()
     pending: deque[_Task[T, U]] = deque()
-    try:
+    with closing(_Pool(function, threads, name)) as pool, closing(items):
         for item in items:
-            task: _Task[T, U] = _Task(item)
-            pending.append(task)
-            queue.put(task)
+            pending.append(pool.submit(item))
             if len(pending) >= size:
                 yield result(pending.popleft())
         while pending:
             yield result(pending.popleft())
-    finally:
-        with suppress(Empty):
-            while True:
-                queue.get_nowait()
-        for _ in range(next(hired)):
-            queue.put(None)
-        if isinstance(items, Generator):
-            items.close()

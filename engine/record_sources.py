@@ -11,7 +11,7 @@ from typing import Any
 from engine.coco import read_coco
 from engine.record_files import read_csv, read_jsonl, read_parquet
 from engine.records import Record
-from engine.results import RUN, SHARD, committed_parts, read_records, read_run, results_folders
+from engine.results import committed_parts, read_records, read_run, results_folders
 from saccade.errors import OutputError
 from saccade.structure import structure
 
@@ -47,17 +47,10 @@ def record_sources(place: Path, *, whole: bool = True, partial: bool = False) ->
     Raises OutputError where there is nothing to read, or a shard is missing.
     """
     if place.is_dir():
-        return [_folder(folder) for folder in _folders(place, partial)]
+        return [_folder(folder) for folder in results_folders(place, partial=partial)]
     if place.suffix.lower() not in _READERS:
         raise OutputError(f"{place} is no results folder and not named {', '.join(_READERS)}: give one of these")
     return [_file(place, whole)]
-
-
-def _folders(place: Path, partial: bool) -> list[Path]:
-    shards = [path for path in place.glob("shard-*") if SHARD.fullmatch(path.name)]
-    if partial and shards and not (place / RUN).is_file():
-        return sorted(shards, key=lambda path: (len(path.name), path.name))
-    return results_folders(place)
 
 
 def _folder(folder: Path) -> RecordSource:

@@ -172,20 +172,20 @@ class ResultsWriter:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the folder until the block, or the process, ends. Raises OutputError where another process does."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    # A file object, not a handle: wherever an interruption strikes, it is closed with the last reference.
+    with (folder / LOCK).open("a+") as file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.read(handle, 32).decode("ascii", "replace") or "unknown"
+            file.seek(0)
             raise OutputError(
-                f"another run (process {owner}) is writing to {folder}: wait for it, or choose another --out"
+                f"another run (process {file.read(32) or 'unknown'}) is writing to {folder}: wait for it, or choose "
+                "another --out"
             ) from error
-        os.truncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
-    finally:
-        os.close(handle)
 
 
 def _is_ours(file: Path) -> bool:
@@ -202,19 +202,30 @@ def refuse_other(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def results_folders(folder: Path) -> list[Path]:
-    """The folder, or the folders of all shards in it, in order. Raises OutputError where one is missing."""
-    shards = {int(match[1]): match for path in folder.glob("shard-*-of-*") if (match := SHARD.fullmatch(path.name))}
-    if (folder / RUN).is_file() or not shards:
+def shards_in(folder: Path) -> list[tuple[int, int]]:
+    """Number of each shard whose folder is in this one, and how many there should be, in order."""
+    matches = (SHARD.fullmatch(path.name) for path in folder.glob("shard-*-of-*"))
+    return sorted((int(match[1]), int(match[2])) for match in matches if match)
+
+
+def results_folders(folder: Path, *, partial: bool = False) -> list[Path]:
+    """The folder, or the folders of all shards in it, in order.
+
+    partial : of the shards, those that are there will do
+    Raises OutputError where one is missing, or they are not of one number of shards.
+    """
+    shards = [] if (folder / RUN).is_file() else shards_in(folder)
+    if not shards:
         return [folder]
-    count = int(shards[min(shards)][2])
-    missing = [number for number in range(count) if number not in shards]
-    if missing or {int(match[2]) for match in shards.values()} != {count}:
+    counts = {count for _, count in shards}
+    missing = [str(number) for number in sorted(set(range(max(counts))) - {shard for shard, _ in shards})]
+    if len(counts) > 1:
+        raise OutputError(f"{folder} holds shards of {len(counts)} different numbers: give one shard's folder")
+    if missing and not partial:
         raise OutputError(
-            f"{folder} holds shards {', '.join(match.string for _, match in sorted(shards.items()))}: expected all of "
-            "one number of shards; caption the others, or give one shard's folder"
+            f"{folder} lacks shards {', '.join(missing)} of {max(counts)}: caption them, or give one shard's folder"
         )
-    return [folder / shards[number].string for number in range(count)]
+    return [folder / shard_name(shard, count) for shard, count in shards]
 
 
 def shard_name(shard: int, shards: int) -> str:

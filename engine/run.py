@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -19,11 +19,11 @@ from engine.images import ScanOptions, Source
 from engine.names import Meeting, Names, Selection
 from engine.pipeline import Stages
 from engine.records import Failure, Record
-from engine.results import RUN, ResultsWriter, Totals, done_names, refuse_other, shard_name
+from engine.results import RUN, ResultsWriter, Totals, done_names, refuse_other, shard_name, shards_in
 from engine.sources import count_images, find_images
 from saccade import __version__
 from saccade.bundle import Bundle
-from saccade.errors import SaccadeError
+from saccade.errors import OutputError, SaccadeError
 from saccade.progress import Reporter
 
 PART_SIZE = 1000
@@ -90,6 +90,7 @@ def run(
     *,
     reporter: Reporter,
     stop: threading.Event | None = None,
+    during: AbstractContextManager[object] | None = None,
     show: Callable[[Record | Failure], None] = lambda _: None,
 ) -> Summary:
     """Caption every image that `folder` does not hold yet. `show` gets each result once it is committed.
@@ -97,43 +98,47 @@ def run(
     inputs : what `find_images` knows
     folder : of one shard among several, its own folder in this one gets the results
     stop : once it is set, images that are begun are finished and committed, and the run ends
+    during : entered for the time in which `stop` is heeded
     Raises DataError if nothing is found, and OutputError if the folder belongs to another run.
     """
     options, stages = options or RunOptions(), Stages()
     selection = options.selection
-    folder = _folder_of(folder, selection)
+    folder = folder_of(folder, selection)
     found = find_images(inputs, options.scan)
     first = next(found)  # where there is none, its error comes before anything is written
-    writer = ResultsWriter(
-        folder,
-        _fingerprint(captioner.bundle, captioner.options, inputs, selection),
-        _details(captioner),
-        overwrite=options.overwrite,
-        retry_failures=options.retry_failures,
-    )
-    with writer, Names(writer.done()) as names:
+    fingerprint = _fingerprint(captioner.bundle, captioner.options, inputs, options)
+    again = {"overwrite": options.overwrite, "retry_failures": options.retry_failures}
+    with (
+        ResultsWriter(folder, fingerprint, _details(captioner), **again) as writer,
+        Names(writer.done()) as names,
+    ):
         before = writer.totals
         waiting = (source for source, state in _selected(chain([first], found), selection, names) if state == "new")
         results = captioner.caption(waiting, stop=stop, stages=stages)
         stages.expect("write")
-        with reporter.task("captioning", None, unit="images") as update, closing(results):
-            expected = _Expected(inputs, options, done=before.captioned + before.failed)
-            for committed in _committed(writer, results, stages, show):
+        with reporter.task("captioning", None, unit="images") as update, during or nullcontext(), closing(results):
+            expected, found_now = _Expected(inputs, options, done=before.captioned + before.failed), 0
+            for found_now in _committed(writer, results, stages, show):
                 failed = writer.totals.failed - before.failed
-                update(committed, total=expected.images, **({"failures": failed} if failed else {}))
-        after = writer.totals
-        summary = Summary(
-            folder=folder,
-            totals=after,
-            captioned_now=after.captioned - before.captioned,
-            failed_now=after.failed - before.failed,
-            seconds=time.monotonic() - stages.began,
-            stages=stages.shares(),
-            most_waiting={name: stage.most_waiting for name, stage in stages.by_name.items() if stage.most_waiting},
-            bottleneck=stages.bottleneck,
-        )
-        writer.note(last_run=summary.as_json() | {"complete": stop is None or not stop.is_set()})
+                update(found_now, total=expected.at_least(found_now), **({"failures": failed} if failed else {}))
+            update(found_now, total=found_now)
+        summary = _summary(folder, before, writer.totals, stages)
+        complete = stop is None or not stop.is_set()
+        writer.note(last_run=summary.as_json() | {"complete": complete} | _ran_on(captioner))
     return summary
+
+
+def _summary(folder: Path, before: Totals, after: Totals, stages: Stages) -> Summary:
+    return Summary(
+        folder=folder,
+        totals=after,
+        captioned_now=after.captioned - before.captioned,
+        failed_now=after.failed - before.failed,
+        seconds=time.monotonic() - stages.began,
+        stages=stages.shares(),
+        most_waiting={name: stage.most_waiting for name, stage in stages.by_name.items() if stage.most_waiting},
+        bottleneck=stages.bottleneck,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +156,9 @@ def survey(
     """Find what `run` would caption, read no image and write nothing. Raises what `run` would raise until then."""
     done: Iterable[str] = ()
     if folder is not None and not options.overwrite:
-        folder = _folder_of(folder, options.selection)
+        folder = folder_of(folder, options.selection)
         if (folder / RUN).is_file():
-            refuse_other(folder, _fingerprint(bundle, caption, inputs, options.selection))
+            refuse_other(folder, _fingerprint(bundle, caption, inputs, options))
             done = done_names(folder, with_failures=not options.retry_failures)
     found: Counter[str] = Counter()
     with Names(done) as names:
@@ -170,20 +175,31 @@ def selected(inputs: Sequence[str], options: RunOptions) -> Iterator[Source]:
                 yield source
 
 
-def _folder_of(folder: Path, selection: Selection) -> Path:
-    return folder if selection.shards == 1 else folder / shard_name(selection.shard, selection.shards)
+def folder_of(folder: Path, selection: Selection) -> Path:
+    """Where a run writes that was told this folder. Raises OutputError where another kind of run has written there."""
+    present = {count for _, count in shards_in(folder)}
+    if selection.shards == 1 and not present:
+        return folder
+    if (folder / RUN).is_file():
+        raise OutputError(f"{folder} holds the results of a run without shards: choose another --out")
+    if present - {selection.shards}:
+        raise OutputError(
+            f"{folder} holds results of {', '.join(map(str, sorted(present)))} shards, not of {selection.shards}: "
+            "give the same number, or choose another --out"
+        )
+    return folder / shard_name(selection.shard, selection.shards)
 
 
 def _selected(sources: Iterable[Source], selection: Selection, names: Names) -> Iterator[tuple[Source, Meeting]]:
     """The sources that the selection holds, and what is known of their names."""
     kept = 0
-    for source in sources:
-        if kept == selection.limit:
-            return
+    for source in sources if selection.limit != 0 else ():
         if selection.has(source.name):
             state = names.meet(source.name)
             kept += state != "again"
             yield source, state
+        if kept == selection.limit:
+            return
 
 
 def _committed(
@@ -221,6 +237,10 @@ class _Expected:
         self._selection, self._done = options.selection, done
         threading.Thread(target=self._find_out, name="saccade-count", daemon=True).start()
 
+    def at_least(self, found: int) -> int | None:
+        """The number, which is an estimate where shards or samples are taken, but not below what was found."""
+        return None if self.images is None else max(self.images, found)
+
     def _find_out(self) -> None:
         with suppress(SaccadeError):  # the run itself meets it
             found = self._count()
@@ -230,15 +250,14 @@ class _Expected:
                 self.images = max(limit - self._done, 0)
 
 
-def _fingerprint(
-    bundle: Bundle, caption: CaptionOptions, inputs: Sequence[str], selection: Selection
-) -> dict[str, Any]:
+def _fingerprint(bundle: Bundle, caption: CaptionOptions, inputs: Sequence[str], options: RunOptions) -> dict[str, Any]:
     return {
         "bundle": bundle.fingerprint,
         "preprocessing": bundle.manifest.preprocessing.fingerprint(),
         "search": asdict(caption.search_options(bundle)),
         "attention": caption.attention,
-        "shard": [selection.shard, selection.shards],
+        "shard": [options.selection.shard, options.selection.shards],
+        "column": options.scan.column,
         # Elsewhere, the same relative path would be another image that counts as done.
         "relative_to": None if all(map(_is_absolute, inputs)) else str(Path.cwd()),
     }
@@ -253,6 +272,11 @@ def _details(captioner: Captioner) -> dict[str, Any]:
         "geometry": captioner.bundle.manifest.preprocessing.geometry,
         "bundle_path": str(captioner.bundle.path.resolve()),
         "working_directory": str(Path.cwd()),
+    } | _ran_on(captioner)
+
+
+def _ran_on(captioner: Captioner) -> dict[str, Any]:
+    return {
         "backend": captioner.backend.description,
         "versions": {"saccade": __version__, "python": platform.python_version()},
     }

@@ -121,7 +121,7 @@ def _place(path: str, base: Path, options: SidecarOptions) -> Path:
         raise OutputError(f"{path!r} names no image, so it can have no sidecar")
     if options.root is not None:
         place = options.root.absolute() / inside
-    elif ".parquet#" in path or not image.parent.is_dir():
+    elif re.search(r"(?i)\.parquet#", path) or not image.parent.is_dir():
         raise OutputError(f"{path} is no file on disk to have a sidecar beside it: give a folder with --root")
     else:
         place = image
@@ -133,7 +133,7 @@ def _place(path: str, base: Path, options: SidecarOptions) -> Path:
 
 def _below(path: str, base: Path) -> str:
     """The image's place relative to the base, or in its archive, table or host; never above or absolute."""
-    name = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", path.replace(".parquet#", ".parquet/"))
+    name = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", re.sub(r"(?i)(\.parquet)#", r"\1/", path))
     if Path(name).is_relative_to(base):
         name = str(Path(name).relative_to(base))
     return os.path.normpath(f"/{name}").lstrip("/")

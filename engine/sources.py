@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -145,17 +145,19 @@ def _matched(pattern: str, options: ScanOptions) -> Iterator[_Place]:
 def _listed(given: str) -> Iterator[_Place]:
     name = "standard input" if given == "-" else given.removeprefix("@")
     try:
-        with nullcontext(sys.stdin.buffer) if given == "-" else Path(name).open("rb") as file:
-            for line in _lines(cast("BufferedReader[Any]", file), name):
+        # Past the buffer, whose lock a thread that waits for input would hold when the process ends.
+        standard_input = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        with nullcontext(standard_input) if given == "-" else Path(name).open("rb", buffering=0) as file:
+            for line in _lines(cast("RawIOBase", file), name):
                 yield _Place(os.fsdecode(line), by_name=True)
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror}): expected a list of paths or URLs") from error
 
 
-def _lines(file: BufferedReader[Any], name: str) -> Iterator[bytes]:
+def _lines(file: RawIOBase, name: str) -> Iterator[bytes]:
     """Lines that are not empty, as they arrive; what is between null characters if the first block has one."""
     rest = separator = b""
-    while block := file.read1(_BLOCK_BYTES):
+    while block := file.read(_BLOCK_BYTES):
         rest += block
         if not separator:
             rest = rest.removeprefix(codecs.BOM_UTF8)

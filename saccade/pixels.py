@@ -100,37 +100,32 @@ def load_rgb(source: Path | bytes, *, exif_transpose: bool = True, max_pixels: i
     - CMYK, YCbCr and Lab are converted by Pillow; colour profiles are ignored
     """
     with ExitStack() as lent:
-        return _decode(source, lent, exif_transpose, max_pixels, None)
+        return _decode(source, None, lent, exif_transpose, max_pixels)
 
 
 @contextmanager
 def decoded(
-    source: Path | bytes,
-    *,
-    exif_transpose: bool = True,
-    max_pixels: int = MAX_PIXELS,
-    least_side: int | None = None,
+    source: Path | bytes, *, name: str | None = None, exif_transpose: bool = True, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
     """Lend the picture that `load_rgb` returns for the length of a block; then it is closed.
 
-    least_side : a JPEG may be decoded at a half or a quarter of its size (`_reduce`) as long as its shorter side keeps
-        this many pixels; None forbids it
+    name : what errors call it; None is its path
 
     The block waits until all large pictures of other threads and this one are MAX_PIXELS together, or there is no
     other, so that never more memory is taken than for the largest picture allowed. Pictures of up to LARGE_PIXELS do
     not count and do not wait. Inside a block, no second one may be entered.
     """
-    with ExitStack() as lent, closing(_decode(source, lent, exif_transpose, max_pixels, least_side)) as rgb:
+    with ExitStack() as lent, closing(_decode(source, name, lent, exif_transpose, max_pixels)) as rgb:
         yield rgb
 
 
 def _decode(
-    source: Path | bytes, lent: ExitStack, exif_transpose: bool, max_pixels: int, least_side: int | None
+    source: Path | bytes, name: str | None, lent: ExitStack, exif_transpose: bool, max_pixels: int
 ) -> Image.Image:
-    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    name = name or (str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
     try:
         with _silence(), _opened(source) as file:
-            return _picture(file, lent, exif_transpose, max_pixels, least_side)
+            return _picture(file, lent, exif_transpose, max_pixels)
     except ImageError as error:
         failure = ImageError(f"{name}: {error}", kind=error.kind)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a hostile file makes them raise
@@ -152,9 +147,7 @@ def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _picture(
-    file: IO[bytes], lent: ExitStack, exif_transpose: bool, max_pixels: int, least_side: int | None
-) -> Image.Image:
+def _picture(file: IO[bytes], lent: ExitStack, exif_transpose: bool, max_pixels: int) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("the file is empty", kind="empty")
@@ -164,8 +157,6 @@ def _picture(
     image = _identified(file)
     if (pixels := _checked_pixels(image, max_pixels)) > LARGE_PIXELS:
         lent.enter_context(_large_pixels.lend(pixels))
-    if least_side is not None:
-        _reduce(image, least_side)
     _scale_transparent_colour(image, file)
     if image.format == "TIFF":
         _drop_all_exif_but_orientation(image)
@@ -234,18 +225,6 @@ def _checked_pixels(image: ImageFile.ImageFile, max_pixels: int) -> int:
                 kind="too_large",
             )
     return cost * max(width * height for width, height in sizes)
-
-
-def _reduce(image: ImageFile.ImageFile, least_side: int) -> None:
-    """Have a JPEG decoded at the smaller of 1/4 and 1/2 that leaves its shorter side `least_side` pixels.
-
-    Both sides must divide by twice the factor, so that neither the last row and column nor the place of a central
-    square are rounded. An eighth is left out: it keeps nothing of a block but its mean, and errs more.
-    """
-    for factor in (4, 2):
-        if min(image.size) >= factor * least_side and not any(side % (2 * factor) for side in image.size):
-            image.draft(None, (image.width // factor, image.height // factor))
-            return
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile, file: IO[bytes]) -> None:

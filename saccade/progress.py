@@ -34,6 +34,10 @@ class Reporter:
         """One line, between tasks."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    def show_cursor(self) -> None:
+        """Undo what a bar does to a terminal, where the process ends inside its block."""
+        self._console.show_cursor()
+
     @contextmanager
     def task(self, name: str, total: int | None, *, unit: str) -> Iterator[Update]:
         """Show progress towards `total` (None if unknown) with the rate in units per second and the time left."""

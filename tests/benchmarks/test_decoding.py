@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import decoding as benchmark
-from benchmarks.decoding import alternate, changed_captions, errors, mosaics, ratios, read_images, sides
+from benchmarks.decoding import alternate, difference, nudged, ratios, read_images, sides
 from engine.captioner import Captioner
 from saccade.errors import ConfigError
 from saccade.pixels import load_rgb
-from saccade.preprocessing import PreprocessSpec, load_image
+from saccade.preprocessing import PreprocessSpec, load_image, resize
 from tests.bundles import patchworks
 
 SPEC = PreprocessSpec(size=8, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -33,6 +32,12 @@ def folder(tmp_path: Path) -> Path:
     for colour, name in zip(COLOURS, ("a.png", "b.jpg", "deep/c.jpg"), strict=True):
         Image.new("RGB", (40, 50), colour).save(tmp_path / "images" / name)
     return tmp_path / "images"
+
+
+def encoded(picture: Image.Image, file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format)
+    return buffer.getvalue()
 
 
 def colour(image: bytes) -> str:
@@ -56,25 +61,6 @@ def test_no_image_is_said(tmp_path: Path) -> None:
         read_images([tmp_path])
 
 
-def test_a_mosaic_shows_the_centres_of_images_at_their_own_size(folder: Path) -> None:
-    """Images of 40 x 50 and, with a frame that the centre leaves out, of 64 x 50 have 32 x 48 in common."""
-    framed = Image.new("RGB", (64, 50), "white")
-    framed.paste("blue", (12, 0, 52, 50))
-    buffer = io.BytesIO()
-    framed.save(buffer, "PNG")
-    made = mosaics([*read_images([folder]), buffer.getvalue()], 3, 5)
-    assert len(made) == 5
-    found = set()
-    for picture in map(load_rgb, made):
-        assert picture.size == (3 * 32, 3 * 48)
-        pixels = np.asarray(picture).reshape(3, 48, 3, 32, 3).swapaxes(1, 2).astype(int)
-        for part in pixels.reshape(9, 48, 32, 3)[:, 8:-8, 8:-8]:  # away from where JPEG blurs the borders
-            assert np.ptp(part, axis=(0, 1)).max() <= 8
-            found.add(COLOURS[int(part[0, 0].argmax())])
-            assert np.sort(part[0, 0])[1] < 10  # never white
-    assert found == set(COLOURS)
-
-
 def test_rates_are_images_by_the_seconds_of_their_side_and_round(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = 0.0, []
     seconds = {"simplejpeg": iter([9, 9, 1, 1, 2, 2]), "fast": iter([7, 7, 2, 2, 1, 1])}
@@ -94,24 +80,36 @@ def test_rates_are_images_by_the_seconds_of_their_side_and_round(monkeypatch: py
     assert ratios({"simplejpeg": [4, 1, 2], "fast": [3, 1, 1]}) == {"simplejpeg": 1, "fast": 0.5}
 
 
-def test_every_side_does_what_its_name_says(folder: Path) -> None:
-    """On a mosaic that is large enough for the fast path to differ."""
-    (image,) = mosaics(read_images([folder / "a.png", folder / "b.jpg"]), 8, 1)
-    found: dict[str, NDArray[np.uint8]] = {name: load(image) for name, load in sides(SPEC).items()}  # type: ignore[misc]
+def test_every_side_does_what_its_name_says() -> None:
+    """For 8 pixels and a margin of 2, 136 x 72 are decoded at a quarter: an eighth would be 9 pixels high."""
+    picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (72, 136, 3), dtype=np.uint8))
+    image = encoded(picture, "JPEG")
+    found = {name: load(image) for name, load in sides(SPEC, 2.0).items()}
+    reduced = Image.open(io.BytesIO(image))
+    reduced.draft("RGB", (34, 18))
     assert np.array_equal(found["simplejpeg"], np.asarray(load_rgb(image)))
     assert np.array_equal(found["reference"], load_image(image, SPEC))
-    assert np.array_equal(found["fast"], load_image(image, SPEC, fast=True))
-    assert not np.array_equal(found["fast"], found["reference"])
+    assert np.array_equal(found["full"], found["reference"])
+    assert np.array_equal(found["scaled"], resize(reduced, SPEC))
+    assert not np.array_equal(found["scaled"], found["reference"])
 
 
-def test_errors_are_those_of_a_hand_made_pair() -> None:
+def test_the_difference_of_a_hand_made_pair() -> None:
     reference = np.full((2, 2, 2, 3), 100, dtype=np.uint8)
-    fast = reference.copy()
-    fast[1, 0, 0] = [100, 97, 103]
-    found = errors(reference, fast)
+    pixels = reference.copy()
+    pixels[1, 0, 0] = [100, 97, 103]
+    found = difference(reference, pixels)
     assert (found.mean_absolute, found.worst_image) == (6 / 24, 6 / 12)
-    assert (found.largest_absolute, found.equal, found.reduced) == (3, 22 / 24, 0.5)
-    assert errors(fast, reference) == found
+    assert (found.largest_absolute, found.equal, found.changed_captions) == (3, 22 / 24, None)
+    assert difference(pixels, reference) == found
+
+
+def test_a_share_of_the_values_is_nudged_by_one() -> None:
+    pixels = np.repeat(np.array([0, 100, 255], dtype=np.uint8), 10_000)
+    apart = nudged(pixels, 0.3).astype(int) - pixels
+    assert sorted(np.unique(apart[:20_000])) == [0, 1]
+    assert sorted(np.unique(apart[20_000:])) == [-1, 0]
+    assert np.abs(apart).mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_changed_captions_are_counted(tiny_bundle: Path) -> None:
@@ -123,8 +121,8 @@ def test_changed_captions_are_counted(tiny_bundle: Path) -> None:
         after = before.copy()
         after[[0, 39]] = before[[other, other]]
         changed = 1 + (said[39] != said[other])
-        assert changed_captions(captioner, before, after) == changed / 40
-        assert changed_captions(captioner, before, before.copy()) == 0
+        assert difference(before, after, captioner).changed_captions == changed / 40
+        assert difference(before, before.copy(), captioner).changed_captions == 0
 
 
 def run(*arguments: object) -> tuple[list[str], dict[str, Any]]:
@@ -136,22 +134,24 @@ def run(*arguments: object) -> tuple[list[str], dict[str, Any]]:
 
 def test_the_last_line_is_json_that_tells_what_the_table_shows(folder: Path) -> None:
     table, record = run(folder, "--size", "16", "--geometry", "crop", "--rounds", "2", "--limit", "2")
-    assert (record["images"], record["size"], record["geometry"], record["changed_captions"]) == (2, 16, "crop", None)
-    assert list(record["images_per_s"]) == ["simplejpeg", "reference", "fast"]
+    assert (record["images"], record["size"], record["geometry"], record["margin"]) == (2, 16, "crop", 2)
+    assert list(record["images_per_s"]) == ["simplejpeg", "reference", "full", "scaled"]
+    rows = {line.split()[0]: [float(figure) for figure in line.split()[1:]] for line in table[1:]}
     for name, rates in record["images_per_s"].items():
         assert len(rates) == 2
-        row = next(line.split() for line in table if line.startswith(name))
-        assert [float(figure) for figure in row[1:]] == pytest.approx(
-            [np.median(rates), min(rates), max(rates), record["ratios"][name]], abs=0.06
-        )
-    assert record["errors"]["equal"] == 1
+        figures = [np.median(rates), min(rates), max(rates), record["ratios"][name]]
+        assert rows[name][:4] == pytest.approx(figures, abs=0.06)
+    for name, found in record["differences"].items():
+        assert rows[name][-1] == pytest.approx(found["mean_absolute"], abs=1e-4)
+    assert record["differences"]["full"]["equal"] == 1
+    assert 0.005 < record["differences"]["nudged"]["mean_absolute"] < 0.02
     assert {"saccade", "commit", "device", "pillow", "pillow_libjpeg_turbo", "simplejpeg"} <= record[
         "environment"
     ].keys()
 
 
-def test_a_bundle_says_size_and_geometry_and_captions_the_mosaics(folder: Path, tiny_bundle: Path) -> None:
-    _, record = run(folder, "--bundle", tiny_bundle, "--mosaic", "60", "--limit", "2", "--rounds", "1")
-    assert (record["size"], record["images"], record["mosaic"]) == (64, 2, 60)
-    assert record["errors"]["reduced"] == 1
-    assert record["changed_captions"] in (0, 0.5, 1)
+def test_a_bundle_says_size_and_geometry_and_captions_what_is_compared(folder: Path, tiny_bundle: Path) -> None:
+    table, record = run(folder, "--bundle", tiny_bundle, "--size", "16", "--rounds", "1")
+    assert (record["size"], record["images"]) == (64, 3)
+    assert record["differences"]["full"]["changed_captions"] == 0
+    assert [line.split()[-1] for line in table if line.startswith("full")] == ["0.00%"]

@@ -201,10 +201,18 @@ def test_bytes_and_pixels_are_captioned_like_files_and_called_by_their_places(
     assert replace(found[4], path="5") == found[5]
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 0), np.uint8)]
+)
 def test_pixels_of_another_kind_are_refused(tiny_bundle: Path, pixels: NDArray[np.uint8]) -> None:
     with Captioner.open(tiny_bundle) as captioner, pytest.raises(ConfigError, match=r"pixels are .* of shape \(4, 4"):
         list(captioner.caption([pixels]))
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", Path("photo.jpg"), b"..."])
+def test_one_image_is_not_taken_for_many(tiny_bundle: Path, one: Any) -> None:
+    with Captioner.open(tiny_bundle) as captioner, pytest.raises(ConfigError, match="expected several"):
+        captioner.caption(one)
 
 
 def test_a_source_gives_its_bytes_its_error_or_calls_for_them(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -225,6 +233,15 @@ def test_a_source_gives_its_bytes_its_error_or_calls_for_them(tiny_bundle: Path,
     assert second == Failure(path="b", kind="missing", error="the server said 404")
     assert third == Failure(path="c", kind="permission", error="no permission")
     assert replace(first, path="d") == fourth
+
+
+def test_a_failure_names_the_image_wherever_its_bytes_are(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("This is no photo.")
+    given: list[ImageLike] = [tmp_path / "text.jpg", Source("shard.tar/text.jpg", b"This is no photo."), tmp_path]
+    with Captioner.open(tiny_bundle) as captioner:
+        found = [one for one in captioner.caption(given) if isinstance(one, Failure)]
+    assert [one.kind for one in found] == ["not_an_image", "not_an_image", "not_a_file"]
+    assert [one.error.startswith(f"{one.path}: ") for one in found] == [True] * 3
 
 
 def test_an_image_that_takes_too_long_is_a_failure(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -287,7 +304,7 @@ def test_images_are_read_ahead_but_only_a_few(tiny_bundle: Path, monkeypatch: py
 
     picture: NDArray[np.uint8] = PICTURES[0]
 
-    def load(path: Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    def load(path: Path, spec: PreprocessSpec, **_: object) -> NDArray[np.uint8]:
         next(opened)
         return picture
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.captioner import CaptionOptions
-from engine.cluster import ClusterOptions, run_on_cluster
+from engine.cluster import ClusterOptions, _gpus, run_on_cluster
 from engine.names import Selection
 from engine.results import LOCK, done_names, read_records, read_run, results_folders
 from engine.run import RunOptions
@@ -98,6 +98,15 @@ def test_what_cannot_be_spread_is_refused() -> None:
 
     assert "standard input reaches no actor" in refuse(["-"], RunOptions())
     assert "use --sample" in refuse(["photos"], RunOptions(selection=Selection(limit=3)))
+
+
+@pytest.mark.parametrize(
+    ("actors", "gpus", "problem"),
+    [(3, None, "3 actors need 3 CPUs, the cluster has 2"), (2, 0.5, "2 actors need 1 GPUs, the cluster has 0")],
+)
+def test_a_cluster_that_has_too_little_is_told_before_it_waits(actors: int, gpus: float | None, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        _gpus(ClusterOptions(actors=actors, gpus=gpus), {"CPU": 2.0})
 
 
 @pytest.mark.parametrize("values", [{"actors": 0}, {"actors": 1, "shards": -1}, {"actors": 1, "gpus": -0.5}])

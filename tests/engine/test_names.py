@@ -1,13 +1,16 @@
 """Names beyond memory: each is met once, and shards and samples share the images out."""
 
 import os
+import threading
+from contextlib import suppress
+from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.names import Names, Selection
-from saccade.errors import ConfigError
+from saccade.errors import ConfigError, OutputError
 
 PATHS = [f"photos/{number:05d}.jpg" for number in range(20_000)]
 
@@ -58,3 +61,25 @@ def test_samples_are_spread_over_the_shards() -> None:
 def test_impossible_selections_are_refused(values: dict[str, float], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         Selection(**values)  # type: ignore[arg-type]
+
+
+def test_names_that_are_closed_are_met_no_more() -> None:
+    """By a thread that is still looking, for one: SQLite would crash."""
+    with Names() as names:
+        names.meet("a")
+    with pytest.raises(OutputError, match="closed"):
+        names.meet("b")
+
+
+def test_closing_beside_a_thread_that_meets_names_is_safe() -> None:
+    def meet_all(names: Names) -> None:
+        with suppress(OutputError):
+            for number in count():
+                names.meet(str(number))
+
+    for _ in range(50):
+        with Names(PATHS[:100]) as names:
+            thread = threading.Thread(target=meet_all, args=(names,))
+            thread.start()
+        thread.join(5)
+        assert not thread.is_alive()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import count, islice
 
 import pytest
@@ -16,10 +16,16 @@ def threads_named(name: str) -> int:
 
 
 def pool(
-    function: Callable[[int], int], items: Iterator[int], *, threads: int = 2, size: int = 4, limit_s: float = 60
+    function: Callable[[int], int], items: Iterable[int], *, threads: int = 2, size: int = 4, limit_s: float = 60
 ) -> Generator[int]:
     return in_order(
-        function, items, threads=threads, size=size, name="pool", limit_s=limit_s, too_slow=lambda item: -item
+        function,
+        (item for item in items),
+        threads=threads,
+        size=size,
+        name="pool",
+        limit_s=limit_s,
+        too_slow=lambda item: -item,
     )
 
 
@@ -98,7 +104,7 @@ def test_stopping_ends_items_that_never_come() -> None:
         yield 1
         forever.wait()
 
-    pulled = ahead(items(), size=2, name="silent", stop=stop, is_patient=False)
+    pulled = ahead(items(), size=2, name="silent", stops=[stop])
     assert next(pulled) == 1
     threading.Timer(0.05, stop.set).start()
     assert list(pulled) == []
@@ -107,10 +113,28 @@ def test_stopping_ends_items_that_never_come() -> None:
 
 def test_stopping_leaves_out_what_waits() -> None:
     stop = threading.Event()
-    pulled = ahead(iter(range(100)), size=50, name="stopped", stop=stop)
+    pulled = ahead(iter(range(100)), size=50, name="stopped", stops=[stop])
     assert next(pulled) == 0
     stop.set()
     assert list(pulled) == []
+
+
+def test_who_stops_pulling_does_not_wait_for_an_item_that_never_comes() -> None:
+    """Through a stage in between, whose thread waits for it."""
+    ended, forever = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        forever.wait()
+
+    first = ahead(items(), size=1, name="first", stops=[ended])
+    last = ahead(ahead(first, size=1, name="second"), size=1, name="third", ended=ended)
+    assert list(islice(last, 3)) == [0, 1, 2]
+    began = time.monotonic()
+    last.close()
+    assert time.monotonic() - began < 5
+    assert threads_named("second") == threads_named("third") == 0
+    forever.set()
 
 
 # in_order

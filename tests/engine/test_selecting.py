@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -74,6 +76,61 @@ def test_a_shard_that_does_not_exist_is_refused(
     assert "the shard must be between 0 and 2, got 3" in outcome.error
 
 
+def test_runs_of_other_shards_do_not_mix(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Capsys) -> None:
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    caption(capsys, tiny_bundle, photos, "--out", whole)
+    first_of_two = ("--num-shards", "2", "--shard-index", "0")
+    assert "a run without shards" in caption(capsys, tiny_bundle, photos, "--out", whole, *first_of_two).error
+    caption(capsys, tiny_bundle, photos, "--out", shards, *first_of_two)
+    for other in ((), ("--num-shards", "3", "--shard-index", "1")):
+        assert (
+            "holds results of 2 shards, not of" in caption(capsys, tiny_bundle, photos, "--out", shards, *other).error
+        )
+
+
+def test_another_column_is_another_run(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Capsys) -> None:
+    caption(capsys, tiny_bundle, photos, "--out", tmp_path / "out", "--column", "left")
+    other = caption(capsys, tiny_bundle, photos, "--out", tmp_path / "out", "--column", "right")
+    assert "column was left, is right" in other.error
+
+
+def test_a_limit_does_not_wait_for_an_image_that_it_leaves_out(tiny_bundle: Path, photos: Path) -> None:
+    command = (sys.executable, "-c", COMMAND[-1], "caption", "-", "--bundle", tiny_bundle, "--quiet", "--limit", "2")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"".join(os.fsencode(photos / "a" / f"{number:02d}.png") + b"\n" for number in range(2)))
+        process.stdin.flush()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("given", [0, 3])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_signal_ends_a_run_whose_list_pauses(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, sent: signal.Signals, given: int, keeps: bool
+) -> None:
+    out = ("--out", tmp_path / "out") if keeps else ()
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{heeded}; {COMMAND[-1]}", "caption", "-", "--bundle", tiny_bundle, *out],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(b"".join(os.fsencode(photos / "a" / f"{number:02d}.png") + b"\n" for number in range(given)))
+    process.stdin.flush()
+    assert process.stderr.readline().startswith(b"backend: ")
+    time.sleep(0.5)
+    process.send_signal(sent)
+    assert process.wait(10) == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
+    process.stdin.close()
+    process.stderr.close()
+    if keeps and given:
+        assert captioned(tmp_path / "out") == [f"a/{number:02d}.png" for number in range(given)]
+
+
 def test_an_image_that_is_named_twice_is_captioned_once(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
@@ -133,9 +190,10 @@ def test_json_beside_a_folder_tells_what_the_run_did(
     assert (told["out"], told["captioned"], told["failed"]) == (str(out), 30, 0)
     assert list(told["stages"]) == ["scan", "read", "decode", "encode", "search", "write"]
     assert told["bottleneck"] in told["stages"]
-    assert read_run(out)["last_run"] == {name: value for name, value in told.items() if name != "out"} | {
-        "complete": True
-    }
+    kept = read_run(out)["last_run"]
+    assert kept["complete"] is True
+    assert kept["backend"].startswith("ONNX Runtime ")
+    assert {name: kept[name] for name in told if name != "out"} == {n: v for n, v in told.items() if n != "out"}
 
 
 def test_results_are_converted_when_all_is_done(
@@ -187,6 +245,9 @@ def test_hidden_files_are_taken_where_that_is_asked_for(tiny_bundle: Path, photo
         (("--overwrite", "--retry-failures", "--out", "out"), "--overwrite leaves no failures"),
         (("--retry-failures",), "need --out"),
         (("--sample", "0"), "--sample"),
+        (("--num-shards", "3"), "needs --shard-index"),
+        (("--gpus-per-actor", "1"), "needs --actors"),
+        (("--actors", "2", "--overwrite", "--out", "out"), "choose another --out"),
         (("--limit", "-1"), "--limit"),
     ],
 )

@@ -619,8 +619,8 @@ def plain_tiff(width: int, height: int) -> bytes:
 
 
 def test_a_large_picture_waits_for_those_of_other_threads_and_a_small_one_does_not() -> None:
-    """Of 56 million pixels, 48 and 8 are lent."""
-    small, medium, large = plain_tiff(4000, 2000), plain_tiff(4000, 2001), plain_tiff(8000, 6000)
+    """Of 56 million pixels 52 are lent, and more than 8 million are large."""
+    small, medium, large = plain_tiff(4000, 2000), plain_tiff(4000, 2001), plain_tiff(8000, 6500)
     with ThreadPoolExecutor(2) as pool:
         with decoded(large):
             waiting = pool.submit(load_image, medium, SPEC)

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.errors import ConfigError, ImageError
-from saccade.pixels import load_rgb
+from saccade.errors import ConfigError
 from saccade.preprocessing import PreprocessSpec, load_image, resize
 
 VALID: dict[str, Any] = {"size": 8, "geometry": "squash", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -262,99 +260,3 @@ def test_the_spec_decides_whether_orientation_is_obeyed() -> None:
     upside_down = np.asarray(picture)[::-1, ::-1]
     assert np.array_equal(load_image(buffer.getvalue(), spec()), upside_down)
     assert np.array_equal(load_image(buffer.getvalue(), spec(exif_transpose=False)), np.asarray(picture))
-
-
-# The fast path
-
-
-def jpeg(picture: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", **({"quality": 90} | options))
-    return buffer.getvalue()
-
-
-def reduced(data: bytes, factor: int) -> Image.Image:
-    """What libjpeg decodes at a fraction of the size, at once."""
-    picture = Image.open(io.BytesIO(data))
-    picture.draft("RGB", (picture.width // factor, picture.height // factor))
-    picture.load()
-    return picture
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "factor"),
-    [
-        (400, 208, 2),
-        (208, 400, 2),
-        (416, 416, 4),
-        (800, 416, 4),
-        (840, 840, 4),
-        (404, 420, 2),
-        (400, 204, 1),
-        (402, 208, 1),
-        (400, 210, 1),
-    ],
-)
-@pytest.mark.parametrize("geometry", ["squash", "crop"])
-def test_the_fast_path_decodes_a_jpeg_at_the_smallest_size_allowed(
-    width: int, height: int, factor: int, geometry: str
-) -> None:
-    """For 8 pixels, 104 on the shorter side, and no row, column or offset of the square that is cut in halves."""
-    data = jpeg(noise(width, height))
-    small = reduced(data, factor)
-    assert small.size == (width // factor, height // factor)
-    wanted = spec(geometry=geometry)
-    assert np.array_equal(load_image(data, wanted, fast=True), resize(small, wanted))
-    assert np.array_equal(load_image(data, wanted), resize(reduced(data, 1), wanted))
-
-
-def test_the_fast_path_is_the_reference_for_what_is_no_jpeg() -> None:
-    data = png(noise(416, 416))
-    assert np.array_equal(load_image(data, spec(), fast=True), load_image(data, spec()))
-
-
-@pytest.mark.parametrize("geometry", ["squash", "crop"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_fast_path_turns_and_cuts_like_the_reference(orientation: int, geometry: str) -> None:
-    """A smooth picture, on which half a pixel of the result would be seven grey levels."""
-    across, down = np.meshgrid(np.linspace(0, 250, 800), np.linspace(0, 250, 432))
-    picture = Image.fromarray(np.stack([across, down, (across + down) / 2], axis=-1).astype(np.uint8))
-    exif = Image.Exif()
-    exif[274] = orientation
-    data = jpeg(picture, exif=exif, quality=98)
-    fast, reference = (load_image(data, spec(geometry=geometry), fast=fast).astype(int) for fast in (True, False))
-    assert np.abs(fast - reference).max() <= 2
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_the_fast_path_takes_every_kind_of_jpeg(mode: str, options: dict[str, Any]) -> None:
-    data = jpeg(noise(16, 16).resize((416, 416), BILINEAR).convert(mode), **options)
-    fast, reference = (load_image(data, spec(), fast=fast).astype(int) for fast in (True, False))
-    assert 0 < np.abs(fast - reference).mean() < 0.5
-
-
-def test_the_fast_path_refuses_what_the_reference_refuses() -> None:
-    data = jpeg(noise(416, 416))
-    for bad, limit, kind in ((data, 416 * 416 - 1, "too_large"), (data[:-900], 10**6, "truncated")):
-        for fast in (True, False):
-            with pytest.raises(ImageError) as caught:
-                load_image(bad, spec(), max_pixels=limit, fast=fast)
-            assert caught.value.kind == kind
-
-
-@pytest.mark.parametrize("geometry", ["squash", "crop"])
-@pytest.mark.parametrize(("size", "factor"), [(16, 2), (8, 4)])
-def test_on_photographs_the_fast_path_errs_by_a_tenth_of_a_grey_level(
-    shared: Path, size: int, factor: int, geometry: str
-) -> None:
-    """Photographs that are just large enough: their error is the largest, whatever the size of the result."""
-    wanted, errors = spec(size=size, geometry=geometry), []
-    for path in sorted((shared / "data/coco_sample/images").iterdir()):
-        photo = load_rgb(path)
-        if min(photo.size) >= 416:
-            data = jpeg(photo.crop((0, 0, photo.width // 8 * 8, 416)))
-            assert np.array_equal(load_image(data, wanted, fast=True), resize(reduced(data, factor), wanted))
-            errors.append(np.abs(load_image(data, wanted, fast=True).astype(int) - load_image(data, wanted)).mean())
-    assert len(errors) > 25
-    assert 0.01 < np.mean(errors) <= 0.1
