@@ -24,6 +24,7 @@ from engine.sources import count_images, find_images
 from saccade import __version__
 from saccade.bundle import Bundle
 from saccade.errors import OutputError, SaccadeError
+from saccade.memory import give_back
 from saccade.progress import Reporter
 
 PART_SIZE = 1000
@@ -214,6 +215,7 @@ def _committed(
         whole, part, begun = part, [], time.monotonic()  # first: an interrupted commit is never repeated
         with stages.working("write"):
             writer.commit(whole)
+            give_back()
         for result in whole:
             show(result)
 

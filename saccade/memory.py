@@ -29,13 +29,13 @@ class Budget:
         try:
             yield
         finally:
-            _give_back()
+            give_back()
             with self._changed:
                 self._lent -= part
                 self._changed.notify_all()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Have glibc return what is free: it keeps it for the thread, and each would stay as large as it ever was."""
     with suppress(OSError, TypeError, AttributeError):  # other C libraries, which have no such function
         ctypes.CDLL(None).malloc_trim(0)
