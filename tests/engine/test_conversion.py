@@ -329,7 +329,7 @@ def test_shards_are_read_in_their_order(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_an_error_unless_part_of_a_run_is_asked_for(tmp_path: Path) -> None:
     folder = shards(tmp_path / "out", [0, 2], 3)
-    with pytest.raises(OutputError, match=r"shard-0000-of-0003, shard-0002-of-0003"):
+    with pytest.raises(OutputError, match="lacks shards 1 of 3"):
         converted(folder, tmp_path / "a.csv")
     out = converted(folder, tmp_path / "a.csv", partial=True)
     assert [one.path for one in read(out)] == ["0.jpg", "2.jpg"]
