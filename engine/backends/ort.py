@@ -53,6 +53,8 @@ class _Graph:
     def __init__(self, bundle: Bundle, name: str, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Encoding, search and loading go on at once: threads that spin while they wait take cores from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session: Any = onnxruntime.InferenceSession(bundle.graph(name), options, providers=[PROVIDER])
