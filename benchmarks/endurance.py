@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ from training.scenes import generate_scene
 
 _PER_FOLDER = 1000
 _ORIGINALS = 200
-_SETTLED_S = 60.0
+_MINUTE_S = 60.0
 _MOST_GROWTH = 0.05
 _MIB = 1 << 20
 
@@ -119,15 +120,20 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def steadiness(samples: Sequence[Sample]) -> dict[str, Any]:
-    """What grew after the first minute. Raises OutputError where a run was over before."""
-    settled = [sample for sample in samples if sample.second >= _SETTLED_S]
+    """What grew after the first minute, from the median of the second to that of the last, and the most there was.
+
+    Raises OutputError where a run was over before.
+    """
+    settled = [sample for sample in samples if sample.second >= _MINUTE_S]
     if not settled:
-        raise OutputError(f"the run took less than {_SETTLED_S:.0f} s, which shows nothing: take more images")
-    first, most = settled[0].resident_mib, max(sample.resident_mib for sample in settled)
+        raise OutputError(f"the run took less than {_MINUTE_S:.0f} s, which shows nothing: take more images")
+    second = [sample.resident_mib for sample in settled if sample.second < 2 * _MINUTE_S]
+    last = [sample.resident_mib for sample in settled if sample.second >= samples[-1].second - _MINUTE_S]
     return {
-        "resident_mib_after_a_minute": round(first, 1),
-        "resident_mib_most": round(most, 1),
-        "growth": round(most / first - 1, 4),
+        "resident_mib_in_second_minute": round(statistics.median(second), 1),
+        "resident_mib_in_last_minute": round(statistics.median(last), 1),
+        "resident_mib_most": round(max(sample.resident_mib for sample in settled), 1),
+        "growth": round(statistics.median(last) / statistics.median(second) - 1, 4),
         "descriptors": [min(one.descriptors for one in settled), max(one.descriptors for one in settled)],
         "threads": [min(one.threads for one in settled), max(one.threads for one in settled)],
         "seconds": round(samples[-1].second),
@@ -196,7 +202,7 @@ def main(bundle: Path, images: int, names: int, options: tuple[str, ...], folder
         if images:
             record["captioning"] = measure_captioning(bundle, work, images, options)
             click.echo(
-                "captioning: {images} images, {resident_mib_after_a_minute} MiB after a minute, "
+                "captioning: {images} images, {resident_mib_in_second_minute} MiB in the second minute, "
                 "{resident_mib_most} MiB at most".format(**record["captioning"])
             )
     click.echo(json.dumps(record))

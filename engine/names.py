@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from saccade.errors import ConfigError, OutputError
 
-_CACHE_KIB = 2 * 1024
+_CACHE_KIB = 1024
 _HALF = 2**64
 
 
