@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Whether it holds, now or soon."""
     end = time.monotonic() + seconds
     while not (now := holds()) and time.monotonic() < end:
