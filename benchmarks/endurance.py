@@ -42,6 +42,7 @@ from training.scenes import generate_scene
 _PER_FOLDER = 1000
 _ORIGINALS = 200
 _MINUTE_S = 60.0
+_PAUSE_S = 1.0
 _MOST_GROWTH = 0.05
 _MIB = 1 << 20
 
@@ -102,7 +103,7 @@ def watch(command: Sequence[str], reporter: Reporter) -> list[Sample]:
                 break
             samples.append(sample)
             update(len(samples), resident_mib=sample.resident_mib)
-            time.sleep(1)
+            time.sleep(_PAUSE_S)
     _, said = process.communicate()
     if process.returncode != 0:
         raise OutputError(f"{' '.join(command)} ended with {process.returncode}: {said.strip()}")

@@ -49,7 +49,8 @@ def test_names_are_scanned_and_counted(tmp_path: Path) -> None:
 def test_every_image_of_a_run_is_counted_once(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.endurance._MINUTE_S", 0.5)
+    monkeypatch.setattr("benchmarks.endurance._MINUTE_S", 0.3)
+    monkeypatch.setattr("benchmarks.endurance._PAUSE_S", 0.01)
     found = measure_captioning(tiny_bundle, tmp_path, 40, ["--batch=8"])
     assert found["each_exactly_once"] is True
     assert found["images"] == 40
