@@ -18,7 +18,7 @@ from engine.conversion import FORMAT_FROM_SUFFIX, ConversionOptions, Format, con
 from engine.images import Order, ScanOptions
 from engine.names import Selection
 from engine.records import Failure, Record
-from engine.run import RunOptions, Summary, Survey, folder_of, run, selected, survey
+from engine.run import RunOptions, Summary, Survey, run, selected, survey
 from engine.stopping import Signals
 from saccade.bundle import Bundle
 from saccade.glimpses import DecodeMode
@@ -168,8 +168,6 @@ def caption(inputs: tuple[str, ...], bundle: Path, out: Path | None, **given: An
                 failed = _print_captions(captioner, inputs, chosen, as_json=given["as_json"])
             else:
                 failed = _write_captions(captioner, inputs, out, chosen, given, reporter)
-    if out is not None:
-        _convert(out, given, reporter)
     if 0 <= given["max_failures"] < failed:
         sys.exit(EXIT_TOO_MANY_FAILURES)
 
@@ -255,12 +253,11 @@ def _write_captions(
     summary = run(captioner, inputs, out, options, reporter=reporter, stop=signals.stop, during=signals, show=show)
     _print_summary(summary, reporter, as_json=given["as_json"])
     signals.raise_what_came()
+    _convert(summary.folder, given, reporter)
     return summary.totals.failed
 
 
 def _convert(out: Path, given: dict[str, Any], reporter: Reporter) -> None:
-    if not given["actors"]:
-        out = folder_of(out, _run_options(given).selection)
     for form in given["formats"]:
         file = out / f"captions{_SUFFIX_FROM_FORMAT[form]}" if form in _SUFFIX_FROM_FORMAT else None
         convert(out, ConversionOptions(format=form, out=file, overwrite=file is not None), reporter)
@@ -281,6 +278,7 @@ def _caption_on_cluster(
     if given["as_json"]:
         click.echo(json.dumps({"out": str(out)} | asdict(done)))
     reporter.say(f"{out}: {done.captioned} captions, {done.failed} failures")
+    _convert(out, given, reporter)
     return done.failed
 
 

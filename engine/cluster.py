@@ -30,7 +30,7 @@ class ClusterOptions:
     """How a run is spread.
 
     actors : processes that caption
-    shards : parts of the run, 0 for eight an actor; the same number must be given to continue a run
+    shards : parts of the run; 0 is as many as the folder holds already, or eight an actor
     gpus : GPUs of each actor; None is one where the cluster has any
     """
 

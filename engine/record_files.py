@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.records import Record
+from engine.records import Record, json_line
 from saccade.errors import ConfigError, OutputError
 
 _GROUP = 1_000_000
@@ -27,10 +27,10 @@ def write_jsonl(file: BinaryIO, records: Iterable[Record]) -> None:
     """Write the lines that the parts of a results folder hold."""
     for record in records:
         try:
-            line = json.dumps(record.as_json(), ensure_ascii=True, allow_nan=False)
+            line = json_line(record.as_json())
         except ValueError as error:
             raise _cannot_hold("JSON", record.path, error) from error
-        file.write(line.encode() + b"\n")
+        file.write(line.encode())
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:

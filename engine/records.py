@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """A line of a part, of failures, or of a file of records. Raises ValueError for what JSON cannot hold.
+
+    ASCII only: names that are not UTF-8 travel as escaped surrogates, and every line stays valid JSON.
+    """
+    return json.dumps(values, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from engine.records import Failure, Record
+from engine.records import Failure, Record, json_line
 from saccade.errors import OutputError
 from saccade.files import differences, write_atomically, write_json
 from saccade.structure import structure
@@ -126,11 +126,11 @@ class ResultsWriter:
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             with (self.folder / FAILURES).open("a", encoding="utf-8") as file:
-                file.writelines(_line(failure.as_json()) for failure in failures)
+                file.writelines(json_line(failure.as_json()) for failure in failures)
                 file.flush()
                 os.fsync(file.fileno())
         name = f"part-{self._next_part:05d}"
-        write_atomically(self.folder / f"{name}.jsonl", "".join(_line(record.as_json()) for record in records))
+        write_atomically(self.folder / f"{name}.jsonl", "".join(json_line(record.as_json()) for record in records))
         marker = Marker(records=len(records), failures=len(failures), failures_total=self._failures + len(failures))
         write_json(self.folder / f"{name}.stats.json", asdict(marker))
         self._failures += len(failures)
@@ -310,8 +310,3 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror}): free some space or choose another --out, "
             "then run the same command again"
         ) from error
-
-
-def _line(value: Mapping[str, Any]) -> str:
-    # ASCII only: file names that are not UTF-8 travel as escaped surrogates, and every line stays valid JSON.
-    return json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n"

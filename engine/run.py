@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,9 @@ def run(
         results = captioner.caption(waiting, stop=stop, stages=stages)
         stages.expect("write")
         with reporter.task("captioning", None, unit="images") as update, during or nullcontext(), closing(results):
-            expected, found_now = _Expected(inputs, options, done=before.captioned + before.failed), 0
+            expected, found_now = _Expected(options, done=before.captioned + before.failed), 0
+            if not reporter.is_quiet:  # it finds all images once more
+                expected.count(inputs)
             for found_now in _committed(writer, results, stages, show):
                 failed = writer.totals.failed - before.failed
                 update(found_now, total=expected.at_least(found_now), **({"failures": failed} if failed else {}))
@@ -233,22 +234,25 @@ def _committed(
 class _Expected:
     """How many images a run will caption, counted beside it where that is cheap. `images` is None until it is known."""
 
-    def __init__(self, inputs: Sequence[str], options: RunOptions, *, done: int) -> None:
+    def __init__(self, options: RunOptions, *, done: int) -> None:
         self.images: int | None = None
-        self._count = partial(count_images, inputs, options.scan)
-        self._selection, self._done = options.selection, done
-        threading.Thread(target=self._find_out, name="saccade-count", daemon=True).start()
+        self._options, self._done = options, done
+
+    def count(self, inputs: Sequence[str]) -> None:
+        """Begin to count, in a thread of its own."""
+        threading.Thread(target=self._find_out, args=(inputs,), name="saccade-count", daemon=True).start()
 
     def at_least(self, found: int) -> int | None:
         """The number, which is an estimate where shards or samples are taken, but not below what was found."""
         return None if self.images is None else max(self.images, found)
 
-    def _find_out(self) -> None:
+    def _find_out(self, inputs: Sequence[str]) -> None:
+        selection = self._options.selection
         with suppress(SaccadeError):  # the run itself meets it
-            found = self._count()
+            found = count_images(inputs, self._options.scan)
             if found is not None:
-                chosen = round(found * self._selection.sample / self._selection.shards)
-                limit = chosen if self._selection.limit is None else min(chosen, self._selection.limit)
+                chosen = round(found * selection.sample / selection.shards)
+                limit = chosen if selection.limit is None else min(chosen, selection.limit)
                 self.images = max(limit - self._done, 0)
 
 

@@ -17,12 +17,10 @@ from typing import Any, NamedTuple, cast
 
 from engine.archives import images_in_archive, is_archive
 from engine.folders import images_below, is_pattern, matches
-from engine.images import SUFFIXES, Content, ScanOptions, Source, is_image, unreadable
+from engine.images import Content, ScanOptions, Source, is_image, unreadable
 from engine.remote import content_at, file_name, images_at, is_url, opened, public_name
 from engine.tables import count_rows, images_in_table, is_table
 from saccade.errors import DataError, ImageError
-
-__all__ = ["SUFFIXES", "Content", "ScanOptions", "Source", "count_images", "find_images"]
 
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 _BLOCK_BYTES = 1 << 16

@@ -27,6 +27,7 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
         """`plain` gives lines on a terminal too: a bar would mix with what is written to stdout meanwhile."""
+        self.is_quiet = quiet
         self._console = Console(stderr=True, quiet=quiet, emoji=False)
         self._plain = plain or not self._console.is_terminal
 

@@ -127,12 +127,15 @@ class Trainer:
         else:
             self._pretrain(captioner, train)
         train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
+        self._train_epochs(captioner, optimisation, vocabulary, train, validation)
+        grid = captioner.encoder.grid(self.config.preprocessing.size)
+        return from_main(lambda: self._score_best(test, self._search_options(), grid) if test else self._best_scores())
+
+    def _train_epochs(
+        self, captioner: Captioner, optimisation: Optimisation, vocabulary: Vocabulary, train: Split, validation: Split
+    ) -> None:
+        """Train, validate and keep, until the last epoch or the end of patience."""
         metrics = MetricsLog(self.folder, self._state.step)
-        search_options = SearchOptions(
-            beam=self.config.validation.beam,
-            max_length=self.config.validation.max_length,
-            decode_mode=self.config.validation.decode_mode,
-        )
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
             began = time.monotonic()
@@ -140,7 +143,7 @@ class Trainer:
             self._train_epoch(captioner, optimisation, vocabulary, train, metrics)
             with optimisation.averaged_weights():
                 scores = from_main(
-                    lambda: evaluate(captioner, vocabulary, validation, search_options, grid=grid).scores
+                    lambda: evaluate(captioner, vocabulary, validation, self._search_options(), grid=grid).scores
                 )
                 optimisation.after_epoch(scores[self.config.validation.metric])
                 self._state.seconds += time.monotonic() - began
@@ -152,7 +155,10 @@ class Trainer:
                     self._keep(captioner, optimisation, vocabulary)
             self._say(scores)
         metrics.close()
-        return from_main(lambda: self._score_best(test, search_options, grid) if test else self._best_scores())
+
+    def _search_options(self) -> SearchOptions:
+        validation = self.config.validation
+        return SearchOptions(beam=validation.beam, max_length=validation.max_length, decode_mode=validation.decode_mode)
 
     def _prepare_folder(self, *, overwrite: bool) -> bool:
         """Whether there is something to resume. Refuses a folder of another configuration, or of something else."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine import tables
-from engine.images import Content, Source
-from engine.sources import ScanOptions, count_images, find_images
+from engine.images import Content, ScanOptions, Source
+from engine.sources import count_images, find_images
 from engine.tables import count_rows, images_in_table
 from saccade.errors import ConfigError, DataError, ImageError
 from tests.engine.places import content, picture
