@@ -20,7 +20,7 @@ from engine.names import Selection
 from engine.records import Failure, Record
 from engine.run import RunOptions, Summary, Survey, run, selected, survey
 from engine.stopping import Signals
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, Precision
 from saccade.glimpses import DecodeMode
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
@@ -114,6 +114,13 @@ _machine_options = _together(
         show_default=True,
         type=click.Choice(["auto", *BACKENDS]),
         help="What runs the graphs.",
+    ),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", *get_args(Precision)]),
+        help="Of the arithmetic; auto is the fastest float that the backend has here.",
     ),
     click.option("--threads", default=0, help="Arithmetic threads of CPU backends.  [default: the runtime's choice]"),
     click.option("--loaders", default=0, help="Threads that read images.  [default: one a core, 8 at most]"),
@@ -212,6 +219,7 @@ def _caption_options(given: dict[str, Any], bundle: Bundle) -> CaptionOptions:
         batch=given["batch"],
         attention=given["attention"],
         backend=given["backend"],
+        precision=None if given["precision"] == "auto" else given["precision"],
         threads=given["threads"],
         loaders=given["loaders"],
         time_limit_s=given["time_limit"],

@@ -20,7 +20,7 @@ from engine.backends.base import Backend, open_backend
 from engine.images import Source
 from engine.pipeline import Stages, ahead, each, in_order
 from engine.records import Alternative, Attention, Failure, Record
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, Precision
 from saccade.errors import ConfigError, ImageError
 from saccade.preprocessing import load_image, resize
 from saccade.search import Decoding, Hypothesis, SearchOptions, search
@@ -44,6 +44,7 @@ class CaptionOptions:
         many images share its batch: for one image at a time, say 1
     attention : keep the alphas of every word
     backend : "auto", or a name from `engine.backends.base.BACKENDS`
+    precision : of the arithmetic; None is the best that the backend has here without 8-bit integers
     threads : for the arithmetic, 0 leaves it to the runtime
     loaders : threads that read and decode images; 0 for one a core, 8 at most
     time_limit_s : seconds that reading and decoding one image may take; then it is a failure of the kind "too_slow"
@@ -53,6 +54,7 @@ class CaptionOptions:
     batch: int = 16
     attention: bool = False
     backend: str = "auto"
+    precision: Precision | None = None
     threads: int = 0
     loaders: int = 0
     time_limit_s: float = 30.0
@@ -98,7 +100,8 @@ class Captioner:
         """Check the bundle and open it. Raises BundleError, BackendError."""
         options = options or CaptionOptions()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, open_backend(options.backend, opened, threads=options.threads), options)
+        backend = open_backend(options.backend, opened, threads=options.threads, precision=options.precision)
+        return cls(opened, backend, options)
 
     def caption(
         self, images: Iterable[ImageLike], *, stop: threading.Event | None = None, stages: Stages | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from engine.backends.base import BACKENDS
 from saccade.bundle import Bundle
-from saccade.errors import SaccadeError
+from saccade.errors import BackendError, SaccadeError
 from saccade.search import SearchOptions, search
 
 PACKAGES = {
@@ -91,9 +90,9 @@ def _try_backend(name: str, bundle: Bundle | None) -> _State:
     entry = BACKENDS[name]
     if bundle is None:
         try:
-            importlib.import_module(entry.module)
-        except (ImportError, OSError) as error:
-            return _State(False, f"does not import: {error}; pip install 'saccade[{entry.extra}]'")
+            entry.check()
+        except BackendError as error:
+            return _State(False, str(error))
         return _State(True, "imports (give --bundle to see it run)")
     size = bundle.manifest.preprocessing.size
     try:

@@ -262,6 +262,7 @@ def _fingerprint(bundle: Bundle, caption: CaptionOptions, inputs: Sequence[str],
         "preprocessing": bundle.manifest.preprocessing.fingerprint(),
         "search": asdict(caption.search_options(bundle)),
         "attention": caption.attention,
+        "precision": caption.precision,
         "shard": [options.selection.shard, options.selection.shards],
         "column": options.scan.column,
         # Elsewhere, the same relative path would be another image that counts as done.

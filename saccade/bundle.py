@@ -4,6 +4,7 @@ manifest.json          what this module reads and checks
 vocabulary.json        words by id
 encoder.onnx           pixels to annotations, keys, hidden, cell
 step.onnx              one step of beam search
+*.fp16.onnx, ...       the same graphs in other precisions; optional
 checkpoint.safetensors the weights once more, for the PyTorch reference; optional
 """
 
@@ -14,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from saccade.errors import BundleError, SaccadeError
 from saccade.files import sha256
@@ -24,6 +25,9 @@ from saccade.structure import structure, unstructure
 from saccade.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""Of the arithmetic; "int8" is 8-bit integers in the encoder, with the step in a float precision."""
+
 MANIFEST, VOCABULARY, ENCODER, STEP = "manifest.json", "vocabulary.json", "encoder.onnx", "step.onnx"
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -67,13 +71,24 @@ class Dimensions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Graphs in another precision than float32; one that is not among them is used as it is.
+
+    accuracy : what it costs, measured at export against eager PyTorch in float32
+    """
+
+    graphs: dict[str, GraphSpec]
+    accuracy: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """manifest.json.
 
     attention : kind of attention; decode_mode : default of the search
     special : ids of pad, start, end and unk, as in the vocabulary
     max_length : default of the search, in steps
-    graphs : "encoder" and "step"
+    graphs : "encoder" and "step", in float32; variants : other precisions of them
     errors : largest absolute difference of each output from eager PyTorch in float32, measured at export
     model : the options the PyTorch reference is built from
     provenance, scores : where the weights come from, and what training measured
@@ -94,11 +109,13 @@ class Manifest:
     model: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    variants: dict[Precision, Variant] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = [f"graph {name!r} is missing" for name in ("encoder", "step") if name not in self.graphs]
         problems += [f"file {name!r} leaves the bundle" for name in self.files if not _is_inside(name)]
-        listed = [VOCABULARY, *(graph.file for graph in self.graphs.values())]
+        variants = [graph for variant in self.variants.values() for graph in variant.graphs.values()]
+        listed = [VOCABULARY, *(graph.file for graph in (*self.graphs.values(), *variants))]
         problems += [f"{name} is not listed under files" for name in listed if name not in self.files]
         if self.max_length < 1:
             problems.append(f"max_length must be at least 1, got {self.max_length}")
@@ -132,9 +149,17 @@ class Bundle:
         _check_vocabulary(path, manifest, vocabulary)
         return cls(path, manifest, vocabulary)
 
-    def graph(self, name: str) -> Path:
-        """The file of graph "encoder" or "step"."""
-        return self.path / self.manifest.graphs[name].file
+    def graph(self, name: str, precision: Precision = "fp32") -> GraphSpec:
+        """Graph "encoder" or "step" in a precision. Raises BundleError if the bundle was exported without it."""
+        if precision == "fp32":
+            return self.manifest.graphs[name]
+        if precision not in self.manifest.variants:
+            have = ", ".join(("fp32", *self.manifest.variants))
+            raise BundleError(
+                f"{self.path} has no {precision} graphs, it has {have}: export it again "
+                f'with "--precision {precision}", or choose another --precision'
+            )
+        return (self.manifest.graphs | self.manifest.variants[precision].graphs)[name]
 
     @property
     def fingerprint(self) -> str:

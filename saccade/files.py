@@ -124,3 +124,13 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
+
+
+def cache_directory(name: str) -> Path | None:
+    """A folder of this user for what can be made again; None where none can be made."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saccade" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -26,6 +26,8 @@ SPEC = PreprocessSpec(size=64, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.2
 _WORDS = "a red green blue dog's cat on the left of two ball sits कुत्ता dog 猫"
 VOCABULARY = Vocabulary((PAD, START, END, UNK, *_WORDS.split()))
 MAX_LENGTH = 12
+CPU_BACKENDS = ("openvino", "ort", "pytorch")
+"""Those that run wherever the tests run."""
 
 
 @pytest.fixture(scope="session")

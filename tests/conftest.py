@@ -32,7 +32,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_ones_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No configuration file and no variable of whoever runs the tests decides their results."""
+    """No configuration file and no variable of whoever runs the tests decides their results, nor are plans kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-settings"))
     for name in [name for name in os.environ if name.startswith("SACCADE_") and name != "SACCADE_SHARED"]:
         monkeypatch.delenv(name)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saccade.glimpses import Glimpses
-from saccade.search import Hypothesis, SearchOptions, StepReport, glimpses_of, initial_rows, search
+from saccade.search import Arrays, Hypothesis, SearchOptions, StepReport, glimpses_of, initial_rows, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, EncoderGraph, StepGraph
 from training.model import Captioner
@@ -69,6 +69,13 @@ class TorchDecoder:
         """Encoder outputs of pixels uint8 (B, S, S, 3) or annotations float16 (B, L, D), on the model's device."""
         outputs = self._encoder(torch.from_numpy(images).to(self._device))
         return dict(zip(ENCODER_OUTPUTS, outputs, strict=True))
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Arrays) -> Arrays:
+        """Outputs of graph "encoder" or "step", on the host."""
+        module, names = {"encoder": (self._encoder, ENCODER_OUTPUTS), "step": (self._step, STEP_OUTPUTS)}[graph]
+        given = {name: torch.from_numpy(np.asarray(values)).to(self._device) for name, values in inputs.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in zip(names, module(**given), strict=True)}
 
     def begin(self, images: NDArray[Any], options: SearchOptions, *, with_alphas: bool) -> TorchDecoding:
         """Encode a batch and prepare its search."""

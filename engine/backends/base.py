@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, Precision
 from saccade.errors import BackendError
-from saccade.search import Decoding, SearchOptions
+from saccade.search import Arrays, Decoding, SearchOptions
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,15 @@ class Backend(Protocol):
 
     description: str
     """What truly runs, in a few words: runtime, version, device, precision."""
+    precision: Precision
+    """Of the arithmetic."""
 
     def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
         """Encode pixels uint8 (B, S, S, 3) and prepare their search. Raises ConfigError for an unfit decode mode."""
+        ...
+
+    def run(self, graph: str, inputs: Arrays) -> Arrays:
+        """Run graph "encoder" or "step" once on arrays of the host: for comparisons. Floats come back as float32."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -35,16 +41,39 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """Where a backend lives, which package it needs and which extra brings that."""
+    """Where a backend lives, which package it needs, which extra brings that, and which precisions it knows.
+
+    The module has `open_backend`, and `check` where there is more to be wrong than that its package is missing.
+    """
 
     module: str
     package: str
     extra: str
+    precisions: tuple[Precision, ...] = ("fp32",)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of both functions, for backends that share a module."""
 
-    def open(self, bundle: Bundle, *, threads: int) -> Backend:
-        """Open the bundle. Raises BackendError where the runtime is missing or does not work."""
+    def open(self, bundle: Bundle, *, threads: int, precision: Precision | None = None) -> Backend:
+        """Open the bundle; `precision` None is the backend's choice.
+
+        Raises BackendError where the runtime is missing or does not work, BundleError where the bundle has no graphs of
+        that precision.
+        """
+        if precision not in (None, *self.precisions):
+            raise BackendError(f"this backend runs in {' or '.join(self.precisions)}, not in {precision}")
+        self.check()
+        backend: Backend = self._module().open_backend(bundle, threads=threads, precision=precision, **self.arguments)
+        return backend
+
+    def check(self) -> None:
+        """Raise BackendError where the runtime is missing, or cannot run here as far as that shows without a bundle."""
+        module = self._module()
+        if hasattr(module, "check"):
+            module.check(**self.arguments)
+
+    def _module(self) -> Any:
         try:
-            opener: Callable[..., Backend] = importlib.import_module(self.module).open_backend
+            return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             raise BackendError(
                 f"{error.name} is not installed: pip install 'saccade[{self.extra}]', or choose another --backend"
@@ -54,33 +83,42 @@ class BackendEntry:
                 f"{self.package} is installed but does not import ({error}): pip install --force-reinstall "
                 f"'saccade[{self.extra}]', or choose another --backend"
             ) from error
-        return opener(bundle, threads=threads)
 
 
 BACKENDS = {
-    "ort": BackendEntry("engine.backends.ort", "onnxruntime", "cpu"),
-    "pytorch": BackendEntry("engine.backends.pytorch", "torch", "train"),
+    "ort-tensorrt": BackendEntry(
+        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "TensorrtExecutionProvider"}
+    ),
+    "ort-cuda": BackendEntry(
+        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "CUDAExecutionProvider"}
+    ),
+    "openvino": BackendEntry("engine.backends.ovino", "openvino", "cpu", ("fp32", "bf16", "int8")),
+    "ort": BackendEntry(
+        "engine.backends.ort", "onnxruntime", "cpu", ("fp32", "int8"), {"provider": "CPUExecutionProvider"}
+    ),
+    "pytorch": BackendEntry("engine.backends.pytorch", "torch", "train", ("fp32",)),
 }
 """By name, best first: the order in which `auto` tries them."""
 
 
-def open_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
+def open_backend(name: str, bundle: Bundle, *, threads: int = 0, precision: Precision | None = None) -> Backend:
     """Open a bundle on the named backend, or with "auto" on the best one that truly works here.
 
     threads : for the arithmetic of CPU backends; 0 leaves the choice to the runtime
+    precision : None leaves the choice to the backend
     """
     if name != "auto":
         if name not in BACKENDS:
             raise BackendError(f"unknown backend {name!r}, choose auto, {', '.join(BACKENDS)}")
-        return BACKENDS[name].open(bundle, threads=threads)
+        return BACKENDS[name].open(bundle, threads=threads, precision=precision)
     reasons = []
     for candidate, entry in BACKENDS.items():
         try:
-            backend = entry.open(bundle, threads=threads)
+            backend = entry.open(bundle, threads=threads, precision=precision)
         except BackendError as error:
             reasons.append(f"{candidate}: {error}")
             continue
         for reason in reasons:
-            log.warning("not used: %s", reason)
+            log.debug("not used: %s", reason)  # `saccade doctor` tells it to whoever asks
         return backend
-    raise BackendError("no backend works here; " + "; ".join(reasons))
+    raise BackendError("no backend works here, pip install 'saccade[cpu]' brings some; " + "; ".join(reasons))

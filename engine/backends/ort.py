@@ -1,68 +1,118 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, on a GPU by its CUDA provider, and on a GPU by TensorRT through it."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from saccade.bundle import Bundle
+from engine.backends.buffers import Buffer, BufferedBackend, Run
+from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
-from saccade.search import Arrays, Decoding, HostDecoding, SearchOptions, glimpses_of
+from saccade.files import cache_directory
 
-PROVIDER = "CPUExecutionProvider"
+_Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
+
+_DEVICES = {
+    "CPUExecutionProvider": "cpu",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+}
 
 
-def open_backend(bundle: Bundle, *, threads: int) -> OrtBackend:
-    """Open both graphs. Raises BackendError if ONNX Runtime refuses one."""
-    return OrtBackend(bundle, threads=threads)
-
-
-class OrtBackend:
-    """Both graphs as sessions; the decoder state stays in host memory."""
-
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
-        self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU, float32"
-        self._start = bundle.vocabulary.start
-        self._attention = bundle.manifest.attention
-        self._encoder = _Graph(bundle, "encoder", threads)
-        self._step = _Graph(bundle, "step", threads)
-
-    def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
-        """Encode a batch and prepare its search."""
-        encoded = self._encoder({"pixels": pixels})
-        return HostDecoding(
-            self._step,
-            encoded,
-            beam=options.beam,
-            start=self._start,
-            with_alphas=with_alphas,
-            glimpses=glimpses_of(pixels, options, self._attention, places=encoded["annotations"].shape[1]),
+def check(*, provider: str) -> None:
+    """Raise BackendError if this build of ONNX Runtime has no such provider."""
+    if provider not in (available := onnxruntime.get_available_providers()):
+        raise BackendError(
+            f"this ONNX Runtime ({onnxruntime.__version__}) has no {provider}, it has {', '.join(available)}: "
+            "pip uninstall onnxruntime, then pip install 'saccade[gpu]'"
         )
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        del self._encoder, self._step
+def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, provider: str) -> BufferedBackend:
+    """Open both graphs on a provider. Raises BackendError if ONNX Runtime refuses one, or would run it elsewhere."""
+    precision = precision or "fp32"
+    graphs = {
+        name: _Graph(bundle, name, precision, _providers(provider, precision), threads) for name in ("encoder", "step")
+    }
+    device = provider.removesuffix("ExecutionProvider")
+    return BufferedBackend(
+        bundle,
+        **graphs,
+        description=f"ONNX Runtime {onnxruntime.__version__}, {device}, {precision}",
+        precision=precision,
+    )
+
+
+def _providers(provider: str, precision: Precision) -> _Providers:
+    tf32 = {"use_tf32": str(int(precision != "fp32"))}
+    cuda = ("CUDAExecutionProvider", tf32 | {"cudnn_conv_algo_search": "EXHAUSTIVE"})
+    if provider == "TensorrtExecutionProvider":
+        cache = str(cache_directory("onnxruntime-tensorrt"))
+        kept = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
+        places = {"trt_engine_cache_path": cache, "trt_timing_cache_path": cache}
+        # TensorRT takes what it can, CUDA the rest; never the CPU.
+        return [(provider, kept | places | {"trt_fp16_enable": precision == "fp16"}), cuda]
+    return [cuda] if provider == "CUDAExecutionProvider" else [provider]
 
 
 class _Graph:
-    def __init__(self, bundle: Bundle, name: str, threads: int) -> None:
+    """A session as an `Executor`."""
+
+    def __init__(self, bundle: Bundle, name: str, precision: Precision, providers: _Providers, threads: int) -> None:
+        self.spec = bundle.graph(name, precision)
+        path = bundle.path / self.spec.file
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        self._device = _DEVICES[wanted]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Encoding, search and loading go on at once: threads that spin while they wait take cores from the others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(bundle.graph(name), options, providers=[PROVIDER])
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except Exception as error:
+            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        if (found := self._session.get_providers())[0] != wanted:
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.graph(name)}: {error}"
-            ) from error
-        self._names = [output.name for output in self._session.get_outputs()]
+                f"ONNX Runtime {onnxruntime.__version__} would run {path} on {found[0]}, not on {wanted}: "
+                'look at the driver and the CUDA libraries, or choose "--backend ort"'
+            )
 
-    def __call__(self, inputs: Arrays) -> Arrays:
-        return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
+    def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
+        """Memory of the provider's device."""
+        return _Buffer(shape, np.dtype(tensor.dtype), self._device)
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
+        """An IOBinding: nothing is copied between the runs."""
+        binding = self._session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, cast("_Buffer", buffer).value)
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, cast("_Buffer", buffer).value)
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+
+class _Buffer:
+    """An OrtValue that stays where it is."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> None:
+        self._shape, self._dtype = shape, dtype
+        self.value: Any = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device, 0)
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Copy from the host."""
+        self.value.update_inplace(np.ascontiguousarray(np.broadcast_to(values, self._shape), self._dtype))
+
+    def read(self) -> NDArray[Any]:
+        """A copy on the host."""
+        values: NDArray[Any] = self.value.numpy()  # of a CPU, not a copy yet
+        return values.astype(np.float32 if values.dtype == np.float16 else values.dtype)

@@ -10,16 +10,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from saccade.bundle import CHECKPOINT, Bundle
+from saccade.bundle import CHECKPOINT, Bundle, Precision
 from saccade.errors import BackendError
-from saccade.search import Decoding, SearchOptions
+from saccade.search import Arrays, Decoding, SearchOptions
 from saccade.structure import structure
 from training.decoding import TorchDecoder
 from training.encoders import EncoderOptions
 from training.model import Captioner, DecoderOptions, build_captioner
 
 
-def open_backend(bundle: Bundle, *, threads: int) -> PytorchBackend:
+def open_backend(
+    bundle: Bundle,
+    *,
+    threads: int,
+    precision: Precision | None,  # noqa: ARG001 - there is one
+) -> PytorchBackend:
     """Build the model and load its weights. Raises BackendError if the bundle has none."""
     return PytorchBackend(bundle, threads=threads)
 
@@ -33,12 +38,17 @@ class PytorchBackend:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # The reference is float32: convolutions would run in TF32 on a GPU otherwise.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.precision: Precision = "fp32"
         self.description = f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager"
         self._decoder = TorchDecoder(_captioner(bundle).to(device).eval(), bundle.vocabulary)
 
     def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
         """Encode a batch and prepare its search."""
         return self._decoder.begin(pixels, options, with_alphas=with_alphas)
+
+    def run(self, graph: str, inputs: Arrays) -> Arrays:
+        """Run one graph eagerly on arrays of the host."""
+        return self._decoder.run(graph, inputs)
 
     def __enter__(self) -> Self:
         return self

@@ -145,7 +145,7 @@ def test_captions_go_to_stdout_and_failures_to_stderr(
     assert set(captions) == {str(mess / name) for name in READABLE}
     for name, kind in FAILING.items():
         assert f"\n{mess / name}: {kind}: " in outcome.err
-    assert outcome.err.startswith("backend: ONNX Runtime ")
+    assert outcome.err.startswith("backend: OpenVINO ")
     stored = call(capsys, "caption", mess, "--bundle", tiny_bundle, "--out", tmp_path / "out", "--show")
     assert captions_of(stored.out) == captions
     assert {record.path: record.caption for record in read_records(tmp_path / "out")} == captions
@@ -193,7 +193,7 @@ def test_run_json_tells_how_the_captions_came_about(
     call(capsys, "caption", photos, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     run = read_run(tmp_path / "out")
     assert run["bundle_path"] == str(tiny_bundle)
-    assert run["backend"].startswith("ONNX Runtime ")
+    assert run["backend"].startswith("OpenVINO ")
     assert run["geometry"] == "squash"
     assert run["working_directory"] == str(Path.cwd())
 

@@ -10,15 +10,18 @@ import engine.doctor
 from engine.backends.base import BACKENDS, BackendEntry
 from engine.doctor import PACKAGES, clashes, diagnose
 from saccade.bundle import Bundle
+from tests.bundles import CPU_BACKENDS
 from tests.commands import call
 
 
-def rows(text: str) -> dict[str, str]:
-    """First column to the rest of every row of every table; a row that is wrapped counts as one."""
+def rows(text: str, table: str = "backend") -> dict[str, str]:
+    """First column to the rest of every row of a table, called by its first heading; a wrapped row counts as one."""
     found: dict[str, str] = {}
-    name = ""
+    name = heading = ""
     for line in text.splitlines():
-        if line.startswith("│"):
+        if line.startswith("┃"):
+            heading = line.strip("┃ ").split()[0]
+        if line.startswith("│") and heading == table:
             cells = [cell.strip() for cell in line.strip("│").split("│")]
             name = cells[0] or name
             found[name] = " ".join(filter(None, (found.get(name), *cells[1:])))
@@ -46,7 +49,7 @@ def test_nothing_installed_clashes_with_nothing() -> None:
 
 def test_every_package_is_listed_with_its_version_and_extra() -> None:
     report = diagnose()
-    listed = rows(report.text)
+    listed = rows(report.text, "package")
     assert sys.executable in report.text.replace("\n", "")
     for name, extra in PACKAGES.items():
         assert listed[name].split()[1] == extra
@@ -56,15 +59,19 @@ def test_every_package_is_listed_with_its_version_and_extra() -> None:
 def test_without_a_bundle_a_backend_is_only_imported() -> None:
     report = diagnose()
     assert report.runs
-    for name in BACKENDS:
+    for name in CPU_BACKENDS:
         assert rows(report.text)[name] == "imports (give --bundle to see it run)"
+
+
+def test_a_runtime_without_the_provider_of_a_backend_does_not_count_as_running() -> None:
+    assert "has no CUDAExecutionProvider" in rows(diagnose().text)["ort-cuda"]
 
 
 def test_with_a_bundle_every_backend_is_seen_to_run(tiny_bundle: Path) -> None:
     report = diagnose(Bundle.open(tiny_bundle))
     assert report.runs
-    assert rows(report.text)["ort"].startswith("runs: ONNX Runtime ")
-    assert rows(report.text)["pytorch"].startswith("runs: PyTorch ")
+    for name, begins in (("openvino", "OpenVINO "), ("ort", "ONNX Runtime "), ("pytorch", "PyTorch ")):
+        assert rows(report.text)[name].startswith(f"runs: {begins}")
 
 
 def test_the_command_prints_the_report(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +91,7 @@ def test_missing_packages_and_what_brings_them_are_named(
     outcome = call(capsys, "doctor")
     assert outcome.code == 1
     listed = rows(outcome.out)
-    assert listed["onnxruntime"] == "- cpu"
+    assert rows(outcome.out, "package")["onnxruntime"] == "- cpu"
     assert "pip install 'saccade[cpu]'" in listed["ort"]
     assert "pip install 'saccade[train]'" in listed["pytorch"]
     assert outcome.out.splitlines()[-1] == "! no backend runs: pip install 'saccade[cpu]'"
@@ -94,7 +101,7 @@ def test_a_backend_that_breaks_does_not_break_the_doctor(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sick_backend.py").write_text(
-        "def open_backend(bundle, *, threads): raise RuntimeError('[x] no memory')"
+        "def open_backend(bundle, *, threads, precision): raise RuntimeError('[x] no memory')"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(BACKENDS, "ort", BackendEntry("sick_backend", "onnxruntime", "cpu"))

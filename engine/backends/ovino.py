@@ -1,0 +1,99 @@
+"""OpenVINO on the CPU: bfloat16 where the processor has instructions for it, and 8-bit encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from engine.backends.buffers import Buffer, BufferedBackend, Run
+from saccade.bundle import Bundle, Precision, TensorSpec
+from saccade.errors import BackendError
+from saccade.files import cache_directory
+
+_DEVICE = "CPU"
+
+
+def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -> BufferedBackend:
+    """Read both graphs. Raises BackendError if OpenVINO refuses one, or has no such arithmetic on this processor."""
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and not has_bf16:
+        raise BackendError("this processor has no bfloat16 instructions: choose --precision fp32 or int8")
+    precision = precision or ("bf16" if has_bf16 else "fp32")
+    floats = "bf16" if has_bf16 and precision != "fp32" else "fp32"
+    settings = _settings(threads, floats)
+    graphs = {name: _Graph(core, bundle, name, precision, settings) for name in ("encoder", "step")}
+    # A float precision needs no graphs of its own: it is how OpenVINO runs those in float32.
+    arithmetic = f"int8 encoder, {floats}" if precision == "int8" else precision
+    return BufferedBackend(
+        bundle,
+        **graphs,
+        description=f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, {arithmetic}",
+        precision=precision,
+    )
+
+
+def _settings(threads: int, floats: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[floats],
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # images are decoded on the same cores
+    }
+    cache = cache_directory("openvino")
+    return settings if cache is None else settings | {"CACHE_DIR": str(cache)}
+
+
+class _Graph:
+    """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster."""
+
+    def __init__(
+        self, core: openvino.Core, bundle: Bundle, name: str, precision: Precision, settings: Mapping[str, Any]
+    ) -> None:
+        self.spec = bundle.graph(name, "int8" if precision == "int8" else "fp32")
+        self._core, self._settings = core, settings
+        self._path = bundle.path / self.spec.file
+        self._compiled: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
+
+    def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
+        """Memory of the host."""
+        return _Buffer(np.zeros(shape, tensor.dtype))
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
+        """An inference request on the buffers: nothing is copied between the runs."""
+        request = self._model({name: cast("_Buffer", buffer) for name, buffer in inputs.items()}).create_infer_request()
+        for name, buffer in (*inputs.items(), *outputs.items()):
+            request.set_tensor(name, cast("_Buffer", buffer).tensor)
+        return lambda: request.infer() and None
+
+    def _model(self, inputs: Mapping[str, _Buffer]) -> openvino.CompiledModel:
+        shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)
+        if shapes not in self._compiled:
+            try:
+                model = self._core.read_model(self._path)
+                model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
+                self._compiled[shapes] = self._core.compile_model(model, _DEVICE, dict(self._settings))
+            except RuntimeError as error:
+                raise BackendError(f"OpenVINO {openvino.__version__} cannot compile {self._path}: {error}") from error
+        return self._compiled[shapes]
+
+
+class _Buffer:
+    """An array that OpenVINO reads and writes in place."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.tensor = openvino.Tensor(array, shared_memory=True)  # without it, a copy of the zeros of now
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Copy into the array."""
+        self.array[...] = values
+
+    def read(self) -> NDArray[Any]:
+        """A copy of the array."""
+        return self.array.copy()
