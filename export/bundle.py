@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from export.graphs import OPSET, export_encoder, export_step
+from export.quantisation import QuantisationOptions
+from export.variants import Pictures, write_variant
 from export.verification import (
     TOLERANCE,
     OnnxGraph,
@@ -29,10 +31,12 @@ from saccade.bundle import (
     Dimensions,
     GraphSpec,
     Manifest,
+    Precision,
+    Variant,
     file_entries,
     manifest_as_json,
 )
-from saccade.errors import ExportError, OutputError
+from saccade.errors import ConfigError, ExportError, OutputError
 from saccade.files import staged_directory, write_json
 from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec, load_image
@@ -51,13 +55,23 @@ class ExportOptions:
     decode_mode : of hard attention, the default of the search
     tolerance : largest absolute difference from eager PyTorch that passes
     images : real images to verify with, beside generated scenes
+    precisions : of further graphs beside those in float32
+    calibration : images like those that will be captioned, for the ranges of 8-bit integers
+    quantisation : how those are found
     """
 
     with_checkpoint: bool = True
     decode_mode: DecodeMode = "expected"
     tolerance: float = TOLERANCE
     images: tuple[Path, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    calibration: tuple[Path, ...] = ()
+    quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if "int8" in self.precisions and not self.calibration:
+            raise ConfigError("8-bit integers need images to find their ranges: give some hundred with --calibrate")
 
 
 def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Manifest:
@@ -81,12 +95,25 @@ def export_bundle(source: Path, destination: Path, options: ExportOptions) -> Ma
         errors = measure_errors(checkpoint, encoder, step, images)
         require_tolerance(errors, options.tolerance)
         require_same_captions(compare_captions(checkpoint, encoder, step, images), len(images))
+        variants = _variants(checkpoint, folder, images, options)
         write_json(folder / VOCABULARY, checkpoint.vocabulary.as_json())
         if options.with_checkpoint:
             save_file({n: t.contiguous() for n, t in checkpoint.captioner.state_dict().items()}, folder / CHECKPOINT)
-        manifest = _manifest(checkpoint, options.decode_mode, graphs, errors, folder)
+        manifest = replace(_manifest(checkpoint, options.decode_mode, graphs, errors, folder), variants=variants)
         write_json(folder / MANIFEST, manifest_as_json(manifest))
     return manifest
+
+
+def _variants(
+    checkpoint: Checkpoint, folder: Path, images: NDArray[np.uint8], options: ExportOptions
+) -> dict[Precision, Variant]:
+    wanted = [precision for precision in options.precisions if precision != "fp32"]
+    spec = checkpoint.description.preprocessing
+    seen = [load_image(file, spec) for file in options.calibration] if "int8" in wanted else []
+    pictures = Pictures(verification=images, calibration=np.array(seen))
+    return {
+        precision: write_variant(checkpoint, folder, precision, pictures, options.quantisation) for precision in wanted
+    }
 
 
 def _manifest(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from export.bundle import ExportOptions, export_bundle
+from export.quantisation import QuantisationOptions, RangeMethod
 from export.verification import BEAMS, TOLERANCE
 from saccade.glimpses import DecodeMode
+
+_CALIBRATION_IMAGES = 512
 
 
 @click.command()
@@ -38,31 +41,58 @@ from saccade.glimpses import DecodeMode
     type=click.Choice(get_args(DecodeMode)),
     help="Where hard attention looks unless `saccade caption` is told otherwise.",
 )
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp16", "bf16", "int8"]),
+    help="Further graphs beside those in float32: of 16 bits for GPUs, or with an encoder of 8-bit integers. May be "
+    "given several times.",
+)
+@click.option(
+    "--calibrate",
+    "calibration",
+    type=click.Path(exists=True, path_type=Path),
+    help="For int8: an image, or a folder of some hundred like those you will caption; 512 at most are read.",
+)
+@click.option(
+    "--ranges",
+    "method",
+    default="minmax",
+    show_default=True,
+    type=click.Choice(get_args(RangeMethod)),
+    help="For int8: keep the largest value seen, or clip where the distribution loses least.",
+)
+@click.option("--keep-first", default=2, show_default=True, help="For int8: first convolutions that stay float.")
+@click.option("--keep-last", default=0, show_default=True, help="For int8: last convolutions that stay float.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
-def export(
-    checkpoint: Path,
-    out: Path,
-    with_checkpoint: bool,
-    images: tuple[Path, ...],
-    tolerance: float,
-    decode_mode: DecodeMode,
-    overwrite: bool,
-) -> None:
+def export(checkpoint: Path, out: Path, **given: Any) -> None:
     """Turn CHECKPOINT into a bundle.
 
     CHECKPOINT is a checkpoint folder, or the folder of a training run, whose best epoch is then taken. Both ONNX graphs
-    are compared with eager PyTorch before the bundle appears; the errors found go into its manifest.
+    are compared with eager PyTorch before the bundle appears; the errors found go into its manifest, and what each
+    further precision costs.
     """
-    options = ExportOptions(
-        with_checkpoint=with_checkpoint,
-        tolerance=tolerance,
-        images=images,
-        decode_mode=decode_mode,
-        overwrite=overwrite,
-    )
+    quantisation = QuantisationOptions(**{name: given.pop(name) for name in ("method", "keep_first", "keep_last")})
+    calibration = _images(given.pop("calibration"))
+    options = ExportOptions(quantisation=quantisation, calibration=calibration, **given)
     manifest = export_bundle(checkpoint, out, options)
     for name, error in manifest.errors.items():
         click.echo(f"{name}\t{error:.2e}")
+    for precision, variant in manifest.variants.items():
+        accuracy = variant.accuracy
+        click.echo(
+            f"{precision}\t{accuracy['same_captions']:.1%} of {accuracy['images']:.0f} captions equal, "
+            f"annotations off by {accuracy['annotations_relative_error']:.1%}"
+        )
     total = sum(entry.bytes for entry in manifest.files.values())
     beams = ", ".join(str(beam) for beam in BEAMS)
     click.echo(f"{out}: {total / 1e6:.1f} MB, captions equal to PyTorch's at beams {beams}", err=True)
+
+
+def _images(path: Path | None) -> tuple[Path, ...]:
+    """The file, or files of the folder and of those in it, evenly spread over their names."""
+    if path is None or path.is_file():
+        return () if path is None else (path,)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return tuple(files[:: -(-len(files) // _CALIBRATION_IMAGES) or 1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from export.uint8_inputs import cast_uint8_inputs
 from saccade.bundle import GraphSpec, TensorSpec
 from training.checkpoint import Checkpoint
 from training.graphs import (
@@ -25,6 +26,8 @@ from training.graphs import (
 )
 
 OPSET = 20
+_OPSET_BF16 = 22
+"""The first whose convolutions know bfloat16."""
 IMAGES, BEAM = "images", "beam"
 
 
@@ -70,7 +73,8 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     """Random inputs of the step graph, in the middle of a search: every row live."""
     decoder, size = checkpoint.captioner.decoder, checkpoint.description.preprocessing.size
     rows, columns = checkpoint.captioner.encoder.grid(size)
-    values = torch.rand(images, rows * columns, checkpoint.captioner.encoder.width)
+    dtype = decoder.embedding.weight.dtype
+    values = torch.rand(images, rows * columns, checkpoint.captioner.encoder.width, dtype=dtype)
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
     with torch.inference_mode():
@@ -80,8 +84,8 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
         "annotations": values,
         "keys": keys,
         "tokens": tokens.masked_fill(tokens == checkpoint.vocabulary.end, checkpoint.vocabulary.start),
-        "hidden": torch.rand(images, beam, hidden) * 2 - 1,
-        "cell": torch.randn(images, beam, hidden),
+        "hidden": (torch.rand(images, beam, hidden) * 2 - 1).to(dtype),
+        "cell": torch.randn(images, beam, hidden).to(dtype),
         "scores": -torch.rand(images, beam) * 10,
         "slots": torch.full((images,), beam),
         "word_bias": torch.zeros(words),
@@ -107,14 +111,14 @@ def _export(
             input_names=names[0],
             output_names=names[1],
             dynamic_shapes=shapes,
-            opset_version=OPSET,
+            opset_version=_OPSET_BF16 if any(p.dtype == torch.bfloat16 for p in graph.parameters()) else OPSET,
             dynamo=True,
             external_data=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     program.save(str(path), external_data=False)
-    model = onnx.load(path)
+    model = cast_uint8_inputs(onnx.load(path))
     model.metadata_props.clear()
     for node in model.graph.node:  # source locations of the exporting machine
         node.ClearField("metadata_props")
@@ -123,10 +127,16 @@ def _export(
         value.ClearField("metadata_props")
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+    return graph_spec(path)
+
+
+def graph_spec(path: Path) -> GraphSpec:
+    """What the inputs and outputs of a graph file are."""
+    graph = onnx.load(path).graph
     return GraphSpec(
         file=path.name,
-        inputs=tuple(_tensor_spec(value) for value in model.graph.input),
-        outputs=tuple(_tensor_spec(value) for value in model.graph.output),
+        inputs=tuple(_tensor_spec(value) for value in graph.input),
+        outputs=tuple(_tensor_spec(value) for value in graph.output),
     )
 
 

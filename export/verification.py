@@ -15,7 +15,7 @@ from torch import Tensor
 from export.graphs import example_step_inputs
 from saccade.errors import ExportError
 from saccade.glimpses import DecodeMode
-from saccade.search import Arrays, HostDecoding, SearchOptions, glimpses_of, search
+from saccade.search import Arrays, HostDecoding, Hypothesis, SearchOptions, glimpses_of, search
 from training.checkpoint import Checkpoint
 from training.decoding import TorchDecoder
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, StepGraph
@@ -27,16 +27,22 @@ BEAMS = (1, 3, 5)
 
 
 class OnnxGraph:
-    """A graph file on ONNX Runtime's CPU provider, NumPy in and out."""
+    """A graph file on ONNX Runtime's CPU provider, NumPy in and out.
 
-    def __init__(self, path: Path) -> None:
+    exact : run it node by node as it is written; fused 8-bit integers saturate on processors without VNNI
+    """
+
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ExportError(
                 "verifying an export needs ONNX Runtime: pip install 'saccade[cpu]' (or 'saccade[gpu]')"
             ) from error
-        self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if exact:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: Arrays) -> Arrays:
@@ -89,20 +95,36 @@ def compare_captions(
 
     Keys name the beam and, of hard attention, the decode mode.
     """
-    decoder, vocabulary = TorchDecoder(checkpoint.captioner, checkpoint.vocabulary), checkpoint.vocabulary
+    decoder = TorchDecoder(checkpoint.captioner, checkpoint.vocabulary)
     attention = checkpoint.captioner.decoder.options.attention
     modes: tuple[DecodeMode, ...] = get_args(DecodeMode) if attention == "hard" else ("expected",)
     encoded = encoder({"pixels": images})
     different = {}
     for beam, mode in product(BEAMS, modes):
         options = SearchOptions(beam=beam, max_length=checkpoint.description.max_length, decode_mode=mode)
-        glimpses = glimpses_of(images, options, attention, places=encoded["annotations"].shape[1])
-        decoding = HostDecoding(step, encoded, beam=beam, start=vocabulary.start, with_alphas=False, glimpses=glimpses)
-        found, expected = search(decoding, vocabulary, options), decoder.search(images, options)
-        different[f"beam {beam}" if len(modes) == 1 else f"beam {beam}, {mode}"] = sum(
-            (a[0].tokens, a[0].truncated) != (b[0].tokens, b[0].truncated) for a, b in zip(expected, found, strict=True)
-        )
+        found = search_graph(checkpoint, step, encoded, images, options)
+        expected = decoder.search(images, options)
+        different[f"beam {beam}" if len(modes) == 1 else f"beam {beam}, {mode}"] = count_different(found, expected)
     return different
+
+
+def search_graph(
+    checkpoint: Checkpoint, step: OnnxGraph, encoded: Arrays, images: NDArray[np.uint8], options: SearchOptions
+) -> list[list[Hypothesis]]:
+    """Hypotheses that a step graph finds from the outputs of an encoder graph for those images."""
+    attention, vocabulary = checkpoint.captioner.decoder.options.attention, checkpoint.vocabulary
+    glimpses = glimpses_of(images, options, attention, places=encoded["annotations"].shape[1])
+    decoding = HostDecoding(
+        step, encoded, beam=options.beam, start=vocabulary.start, with_alphas=False, glimpses=glimpses
+    )
+    return search(decoding, vocabulary, options)
+
+
+def count_different(found: Sequence[Sequence[Hypothesis]], expected: Sequence[Sequence[Hypothesis]]) -> int:
+    """Number of images whose best captions differ, in their tokens or in ending."""
+    return sum(
+        (a[0].tokens, a[0].truncated) != (b[0].tokens, b[0].truncated) for a, b in zip(expected, found, strict=True)
+    )
 
 
 def require_same_captions(different: dict[str, int], images: int) -> None:

@@ -41,6 +41,7 @@ SUBCOMMANDS = {
     "train": Subcommand("training.cli", "Train a captioner from a TOML configuration.", "train"),
     "evaluate": Subcommand("benchmarks.evaluation_cli", "Caption a split of a data set and score it.", "train"),
     "export": Subcommand("export.cli", "Turn a checkpoint into a bundle of verified ONNX graphs.", "export"),
+    "build": Subcommand("export.build_cli", "Compile the graphs of a bundle for TensorRT on this machine.", "tensorrt"),
     "inspect": Subcommand("engine.cli", "Show what is in a bundle, after checking every file of it."),
     "score": Subcommand("benchmarks.cli", "Score captions against references."),
     "scenes": Subcommand("training.scenes_cli", "Draw captioned scenes to train and test on."),

@@ -13,7 +13,9 @@ import pytest
 from tests.cli_reference import PAGE
 
 DOCS = PAGE.parent
-SHELL = [DOCS / name for name in ("cluster.md", "configuration.md", "formats.md", "inputs.md", "output.md")]
+SHELL = [
+    DOCS / name for name in ("cluster.md", "configuration.md", "formats.md", "inputs.md", "output.md", "tensorrt.md")
+]
 
 
 def blocks(page: Path, language: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from training.model import Captioner, DecoderOptions, build_captioner
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +107,25 @@ def read_description(folder: Path) -> Description:
 def load_weights(captioner: Captioner, folder: Path) -> None:
     """Load model.safetensors into a captioner built from the same description."""
     tensors = _read_tensors(folder / WEIGHTS)
-    wanted = captioner.state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if tensors[name].shape != wanted[name].shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {'; '.join(problems[:3])}{more}")
+    found, wanted = (
+        {name: tuple(tensor.shape) for name, tensor in side.items()} for side in (tensors, captioner.state_dict())
+    )
+    if problems := misfits(found, wanted):
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {problems}")
     captioner.load_state_dict(tensors)
+
+
+def misfits(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+    """What is wrong with shapes by name, in words, the first three things of it; empty where nothing is."""
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is unknown" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {found[name]}, expected {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def start_from(captioner: Captioner, path: Path, description: Description, *, option: str) -> None:

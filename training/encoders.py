@@ -73,10 +73,10 @@ class Encoder(nn.Module):
         """Rows and columns of the grid for images of `size` pixels a side."""
         if self.options.grid:
             return self.options.grid, self.options.grid
-        device = next(self.trunk.parameters()).device
+        weights = next(self.trunk.parameters())
         was_training = self.trunk.training
         with torch.inference_mode():
-            rows, columns = self.trunk.eval()(torch.zeros(1, 3, size, size, device=device)).shape[-2:]
+            rows, columns = self.trunk.eval()(weights.new_zeros(1, 3, size, size)).shape[-2:]
         self.trunk.train(was_training)
         return rows, columns
 

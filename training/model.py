@@ -21,11 +21,15 @@ class DecoderOptions:
     attention : "soft" takes the expected annotation as context (section 4.2 of the paper), "hard" one annotation,
         chosen with the probability of its alpha (section 4.1), "none" always the mean annotation
     nonlinearity : of the attention MLP
-    attention_layers, initial_layers : depth of the MLPs behind the keys and behind the initial state, 1 or 2
+    attention_layers, initial_layers : depth of the MLPs behind the keys and behind the initial state
+    keys_nonlinearity, initial_nonlinearity : what those MLPs end in; the paper's keys are linear, its states a tanh
     query : what the attention asks with: the previous hidden state (the paper, Eq. 4), which has not seen the previous
         word yet, or that word as well
     gate : beta, the gating of the context: one number (the paper), one per channel, or none
-    output : "deep" sees the previous word, the hidden state and the context (Eq. 7); "linear" the hidden state alone
+    output : "deep" sees the previous word, the hidden state and the context (Eq. 7), "deep-without-word" the last two,
+        "linear" the hidden state alone
+    output_nonlinearity : of the sum that a deep output sees
+    output_layers : depth of what makes logits of it, with rectifiers between; 1 is a linear map
     annotation_width : to which a layer of the decoder brings the encoder's annotations, once per image, with a ReLU;
         0 takes them as they are (the paper)
     dropout : on embeddings, states, outputs and annotations brought to a width, while training
@@ -35,9 +39,13 @@ class DecoderOptions:
     nonlinearity: Literal["tanh", "relu"] = "tanh"
     attention_layers: int = 1
     initial_layers: int = 1
+    keys_nonlinearity: Literal["none", "tanh"] = "none"
+    initial_nonlinearity: Literal["none", "tanh"] = "tanh"
     query: Literal["hidden", "hidden+word"] = "hidden"
     gate: Literal["scalar", "vector", "none"] = "scalar"
-    output: Literal["deep", "linear"] = "deep"
+    output: Literal["deep", "deep-without-word", "linear"] = "deep"
+    output_nonlinearity: Literal["none", "tanh"] = "none"
+    output_layers: int = 1
     annotation_width: int = 0
     attention_width: int = 512
     embedding_width: int = 512
@@ -45,16 +53,17 @@ class DecoderOptions:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        widths = {name: getattr(self, name) for name in ("attention_width", "embedding_width", "hidden_width")}
-        problems = [f"{name} must be at least 1, got {width}" for name, width in widths.items() if width < 1]
-        layers = {name: getattr(self, name) for name in ("attention_layers", "initial_layers")}
-        problems += [f"{name} must be 1 or 2, got {count}" for name, count in layers.items() if count not in (1, 2)]
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        problems = [f"{name} must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
         if self.annotation_width < 0:
             problems.append(f"annotation_width must be 0 or more, got {self.annotation_width}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout}")
         if problems:
             raise ConfigError("invalid decoder: " + "; ".join(problems))
+
+
+_SIZES = ("attention_layers", "initial_layers", "output_layers", "attention_width", "embedding_width", "hidden_width")
 
 
 class Annotations(NamedTuple):
@@ -97,9 +106,11 @@ class Attention(nn.Module):
     def __init__(self, annotation_width: int, options: DecoderOptions) -> None:
         super().__init__()
         width = options.attention_width
-        self.keys = _mlp(annotation_width, width, options.attention_layers, nn.Tanh())
+        self.keys = _mlp(annotation_width, width, options.attention_layers, nn.Tanh)
+        if options.keys_nonlinearity == "tanh":
+            self.keys = nn.Sequential(self.keys, nn.Tanh())
         self.energy = nn.Linear(width, 1, bias=False)  # a bias would cancel in the softmax
-        self._activate = torch.tanh if options.nonlinearity == "tanh" else F.relu
+        self._activate = _tanh if options.nonlinearity == "tanh" else F.relu
 
     def forward(self, query: Tensor, annotations: Annotations, choice: Choice | None = None) -> Glimpse:
         """Look once with every row.
@@ -108,8 +119,10 @@ class Attention(nn.Module):
         choice : how hard attention chooses; None takes the expected annotation everywhere
         """
         energies = self.energy(self._activate(annotations.keys[:, None] + query[:, :, None])).squeeze(-1)
+        energies = energies.to(torch.promote_types(energies.dtype, torch.float32))
         alphas = energies.softmax(dim=-1)  # Eq. 5
-        context = alphas @ annotations.values  # soft attention: the expected annotation, Eq. 13
+        # Soft attention: the expected annotation, Eq. 13.
+        context = alphas.to(annotations.values.dtype) @ annotations.values
         if choice is None:
             return Glimpse(context, alphas, None)
         places = (energies + choice.noise).argmax(
@@ -120,11 +133,22 @@ class Attention(nn.Module):
         return Glimpse(context, alphas, energies.log_softmax(dim=-1).gather(2, places).squeeze(-1))
 
 
-def _mlp(width_in: int, width_out: int, layers: int, activation: nn.Module) -> nn.Module:
-    """A linear map, or two with an activation between them."""
+def _tanh(values: Tensor) -> Tensor:
+    """Tanh; in exported graphs by way of exp, which OpenVINO computes four times as fast, to within 1e-7."""
+    if torch.compiler.is_exporting() and values.dtype == torch.float32:
+        return 1 - 2 / (1 + torch.exp(2 * values))
+    return torch.tanh(values)
+
+
+def _mlp(width_in: int, width_out: int, layers: int, activation: type[nn.Module]) -> nn.Module:
+    """A linear map, or several with activations between them."""
     if layers == 1:
         return nn.Linear(width_in, width_out)
-    return nn.Sequential(nn.Linear(width_in, width_in), activation, nn.Linear(width_in, width_out))
+    return nn.Sequential(*_hidden_layers(width_in, layers - 1, activation), nn.Linear(width_in, width_out))
+
+
+def _hidden_layers(width: int, layers: int, activation: type[nn.Module]) -> list[nn.Module]:
+    return [module for _ in range(layers) for module in (nn.Linear(width, width), activation())]
 
 
 class Forced(NamedTuple):
@@ -151,8 +175,8 @@ class Decoder(nn.Module):
         self.annotation_width = annotation_width
         self.project = nn.Linear(encoder_width, annotation_width) if options.annotation_width else None
         self.attention = Attention(annotation_width, options)
-        self.initial_hidden = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
-        self.initial_cell = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU())
+        self.initial_hidden = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU)
+        self.initial_cell = _mlp(annotation_width, hidden, options.initial_layers, nn.ReLU)
         self.embedding = nn.Embedding(words, embedding)
         # The affine map T of Eq. 1 in three parts, by what it reads; whatever else reads that too shares the product:
         # the attention's query and, of the hidden state, beta. The words' part is known before the loop over time.
@@ -160,10 +184,12 @@ class Decoder(nn.Module):
         self.from_word = nn.Linear(embedding, 4 * hidden + query * (options.query == "hidden+word"))
         self.from_hidden = nn.Linear(hidden, 4 * hidden + query + beta)
         self.from_context = nn.Linear(annotation_width, 4 * hidden, bias=False)
-        deep = options.output == "deep"
+        deep = options.output != "linear"
         self.output_from_hidden = nn.Linear(hidden, embedding) if deep else None
         self.output_from_context = nn.Linear(annotation_width, embedding, bias=False) if deep else None
-        self.output = nn.Linear(embedding if deep else hidden, words)
+        seen = embedding if deep else hidden
+        self.output_hidden = nn.Sequential(*_hidden_layers(seen, options.output_layers - 1, nn.ReLU))
+        self.output = nn.Linear(seen, words)
         self.dropout = nn.Dropout(options.dropout)
         self._initialise()
 
@@ -183,7 +209,10 @@ class Decoder(nn.Module):
     def initial_state(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell (B, H) predicted from the mean annotation (section 3.1.2)."""
         mean = values.mean(dim=1)
-        return torch.tanh(self.initial_hidden(mean)), torch.tanh(self.initial_cell(mean))
+        hidden, cell = self.initial_hidden(mean), self.initial_cell(mean)
+        if self.options.initial_nonlinearity == "none":
+            return hidden, cell
+        return torch.tanh(hidden), torch.tanh(cell)
 
     def initial_rows(self, values: Tensor, rows: int) -> DecoderState:
         """The initial state of `rows` rows per image, (B, K, H); a view."""
@@ -257,8 +286,12 @@ class Decoder(nn.Module):
     def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
         seen: Tensor = self.dropout(hidden)
         if self.output_from_hidden is not None and self.output_from_context is not None:
-            seen = self.dropout(embedded + self.output_from_hidden(seen) + self.output_from_context(context))  # Eq. 7
-        logits: Tensor = self.output(seen)
+            seen = self.output_from_hidden(seen)
+            if self.options.output == "deep":
+                seen = embedded + seen
+            seen = seen + self.output_from_context(context)  # Eq. 7
+            seen = self.dropout(torch.tanh(seen) if self.options.output_nonlinearity == "tanh" else seen)
+        logits: Tensor = self.output(self.output_hidden(seen))
         return logits
 
 
@@ -306,7 +339,7 @@ class Captioner(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Annotation values (B, L, D) of pixels uint8 (B, S, S, 3), without their keys."""
         images = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        values: Tensor = self.encoder(images)
+        values: Tensor = self.encoder(images.to(self.decoder.embedding.weight.dtype))
         return values
 
 

@@ -86,11 +86,15 @@ class BackendEntry:
 
 
 BACKENDS = {
+    "trt": BackendEntry("engine.backends.trt", "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8")),
     "ort-tensorrt": BackendEntry(
         "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "TensorrtExecutionProvider"}
     ),
     "ort-cuda": BackendEntry(
         "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "CUDAExecutionProvider"}
+    ),
+    "pytorch-cuda": BackendEntry(
+        "engine.backends.pytorch_cuda", "torch", "train", ("fp32", "bf16", "fp16"), {"device": "cuda"}
     ),
     "openvino": BackendEntry("engine.backends.ovino", "openvino", "cpu", ("fp32", "bf16", "int8")),
     "ort": BackendEntry(

@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
+from engine.backends.processor import require_exact_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -35,6 +36,8 @@ def check(*, provider: str) -> None:
 def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, provider: str) -> BufferedBackend:
     """Open both graphs on a provider. Raises BackendError if ONNX Runtime refuses one, or would run it elsewhere."""
     precision = precision or "fp32"
+    if precision == "int8":
+        require_exact_int8()
     graphs = {
         name: _Graph(bundle, name, precision, _providers(provider, precision), threads) for name in ("encoder", "step")
     }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
+from openvino import opset11
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
+from engine.backends.processor import require_exact_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -23,6 +26,8 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -
     has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not has_bf16:
         raise BackendError("this processor has no bfloat16 instructions: choose --precision fp32 or int8")
+    if precision == "int8":
+        require_exact_int8()
     precision = precision or ("bf16" if has_bf16 else "fp32")
     floats = "bf16" if has_bf16 and precision != "fp32" else "fp32"
     settings = _settings(threads, floats)
@@ -47,6 +52,19 @@ def _settings(threads: int, floats: str) -> dict[str, Any]:
     }
     cache = cache_directory("openvino")
     return settings if cache is None else settings | {"CACHE_DIR": str(cache)}
+
+
+def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
+    """Read an ONNX graph. Equal values leave its TopK in the order of their places, as ONNX asks; OpenVINO does not."""
+    model = core.read_model(path)
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            attributes = node.get_attributes() | {"stable": True}
+            ordered = opset11.topk(*node.input_values(), **attributes)
+            for place in range(2):
+                node.output(place).replace(ordered.output(place))
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 class _Graph:
@@ -75,7 +93,7 @@ class _Graph:
         shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)
         if shapes not in self._compiled:
             try:
-                model = self._core.read_model(self._path)
+                model = read_graph(self._core, self._path)
                 model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
                 self._compiled[shapes] = self._core.compile_model(model, _DEVICE, dict(self._settings))
             except RuntimeError as error:

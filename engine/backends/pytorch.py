@@ -40,7 +40,7 @@ class PytorchBackend:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.precision: Precision = "fp32"
         self.description = f"PyTorch {torch.__version__}, {device.type.upper()}, float32, eager"
-        self._decoder = TorchDecoder(_captioner(bundle).to(device).eval(), bundle.vocabulary)
+        self._decoder = TorchDecoder(captioner_of(bundle).to(device).eval(), bundle.vocabulary)
 
     def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
         """Encode a batch and prepare its search."""
@@ -57,7 +57,8 @@ class PytorchBackend:
         del self._decoder
 
 
-def _captioner(bundle: Bundle) -> Captioner:
+def captioner_of(bundle: Bundle) -> Captioner:
+    """The model that a bundle was exported from. Raises BackendError if its weights are not in it."""
     path = bundle.path / CHECKPOINT
     if CHECKPOINT not in bundle.manifest.files:
         raise BackendError(

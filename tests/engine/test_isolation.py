@@ -26,7 +26,7 @@ RUNTIMES = (
     "tensorrt",
     "pycuda",
 )
-NEED_A_RUNTIME = {entry.module for entry in BACKENDS.values()}
+NEED_A_RUNTIME = {entry.module for entry in BACKENDS.values()} | {"engine.backends.cuda"}
 COMMAND = "from saccade.cli import main; main()"
 
 
@@ -124,7 +124,7 @@ def test_a_bundle_can_be_inspected(core: Path, tiny_bundle: Path) -> None:
 def test_captioning_says_that_no_backend_is_there_and_what_to_install(core: Path, tiny_bundle: Path) -> None:
     outcome = python(core, COMMAND, "caption", tiny_bundle, "--bundle", tiny_bundle)
     assert outcome.error.startswith(
-        "no backend works here, pip install 'saccade[cpu]' brings some; ort-tensorrt: onnxruntime is not installed: "
+        "no backend works here, pip install 'saccade[cpu]' brings some; trt: pycuda is not installed: "
     )
     outcome = python(core, COMMAND, "caption", tiny_bundle, "--bundle", tiny_bundle, "--backend", "pytorch")
     assert outcome.error == "torch is not installed: pip install 'saccade[train]', or choose another --backend"
