@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.scoring import metric_scores, tokenised
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
-from saccade.bundle import MANIFEST, Bundle
+from saccade.bundle import MANIFEST, Bundle, Precision
 from saccade.errors import ConfigError
 from saccade.files import differences
 from saccade.preprocessing import PreprocessSpec
@@ -76,18 +76,21 @@ class Captioned:
 
 
 @contextmanager
-def open_model(*paths: Path) -> Iterator[Model]:
-    """A bundle on the best backend that works here, or in eager PyTorch checkpoints or runs of training.
+def open_model(*paths: Path, backend: str = "auto", precision: Precision | None = None) -> Iterator[Model]:
+    """A bundle on a backend, or in eager PyTorch checkpoints or runs of training.
 
     Several of those are an ensemble: each word is chosen by the mean of their probabilities.
+    backend, precision : of a bundle, as in `engine.backends.base.open_backend`
     Raises BundleError, BackendError, CheckpointError; ConfigError where models do not make an ensemble.
     """
     bundles = [path for path in paths if (path / MANIFEST).is_file()]
     if len(paths) > 1 and bundles:
         raise ConfigError(f"{bundles[0]} is a bundle; an ensemble takes the checkpoints or runs of its models")
     if bundles:
-        with _open_bundle(bundles[0]) as model:
+        with _open_bundle(bundles[0], backend, precision) as model:
             yield model
+    elif backend != "auto" or precision:
+        raise ConfigError(f"{paths[0]} is no bundle: it runs in eager PyTorch, without --backend and --precision")
     else:
         yield _load_checkpoints(paths)
 
@@ -129,9 +132,9 @@ def coco_results(ids: Sequence[int | str], captions: Sequence[str]) -> list[dict
 
 
 @contextmanager
-def _open_bundle(path: Path) -> Iterator[Model]:
+def _open_bundle(path: Path, name: str, precision: Precision | None) -> Iterator[Model]:
     bundle = Bundle.open(path)
-    with open_backend("auto", bundle) as backend:
+    with open_backend(name, bundle, precision=precision) as backend:
 
         def find(pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> list[list[Hypothesis]]:
             chosen = CaptionOptions(search=options, attention=with_alphas)

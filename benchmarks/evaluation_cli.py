@@ -12,7 +12,9 @@ import click
 
 from benchmarks.cli import metrics_option, score_table
 from benchmarks.evaluation import Model, caption_split, coco_results, open_model, split_scores
+from engine.backends.base import BACKENDS
 from saccade import __version__
+from saccade.bundle import Precision
 from saccade.errors import DataError, OutputError
 from saccade.files import write_json
 from saccade.glimpses import DecodeMode
@@ -52,6 +54,14 @@ from training.java_metrics import open_metrics
     help="Where hard attention looks.  [default: the bundle's; expected of a checkpoint]",
 )
 @click.option("--seed", default=0, show_default=True, help="Of --decode-mode sample.")
+@click.option(
+    "--backend", default="auto", show_default=True, type=click.Choice(["auto", *BACKENDS]), help="What runs a bundle."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="Of a bundle's arithmetic.  [default: the fastest float that the backend has here]",
+)
 @metrics_option
 @click.option("--limit", type=click.IntRange(min=1), help="The first N images of the split only.")
 @click.option(
@@ -67,6 +77,8 @@ def evaluate(
     beams: tuple[int, ...],
     decode_mode: DecodeMode | None,
     seed: int,
+    backend: str,
+    precision: Precision | None,
     metrics: tuple[str, ...],
     limit: int | None,
     out: Path | None,
@@ -81,7 +93,7 @@ def evaluate(
     """
     config, reporter = load_config(data), Reporter(quiet=quiet)
     report: dict[int, dict[str, float]] = {}
-    with open_metrics(metrics) as opened_metrics, open_model(*models) as opened:
+    with open_metrics(metrics) as measured, open_model(*models, backend=backend, precision=precision) as opened:
         own = opened.search_options
         opened = replace(opened, search_options=replace(own, decode_mode=decode_mode or own.decode_mode, seed=seed))
         reporter.say(f"{opened.name} on {opened.runs_on}")
@@ -94,7 +106,7 @@ def evaluate(
                 found = caption_split(opened, images, beam, progress=progress)
             if out:
                 _write(out, f"beam{beam}", coco_results(images.ids, found.captions))
-            report[beam] = split_scores(opened, images, found, opened_metrics) | {"seconds": found.seconds}
+            report[beam] = split_scores(opened, images, found, measured) | {"seconds": found.seconds}
         if out:
             about = {"data": str(data), "split": split, "images": len(images)}
             _write(out, "scores", _description(opened, metrics) | about | {"beams": report})

@@ -44,6 +44,7 @@ SUBCOMMANDS = {
     "build": Subcommand("export.build_cli", "Compile the graphs of a bundle for TensorRT on this machine.", "tensorrt"),
     "inspect": Subcommand("engine.cli", "Show what is in a bundle, after checking every file of it."),
     "score": Subcommand("benchmarks.cli", "Score captions against references."),
+    "compare": Subcommand("benchmarks.compare_cli", "Tell how backends and precisions differ, and why."),
     "scenes": Subcommand("training.scenes_cli", "Draw captioned scenes to train and test on."),
     "doctor": Subcommand("engine.cli", "Tell what is installed, which backends run here, and what to install."),
     "config": Subcommand("saccade.settings_cli", "Show the values of options and their origin.", configurable=False),

@@ -14,7 +14,8 @@ from tests.cli_reference import PAGE
 
 DOCS = PAGE.parent
 SHELL = [
-    DOCS / name for name in ("cluster.md", "configuration.md", "formats.md", "inputs.md", "output.md", "tensorrt.md")
+    DOCS / name
+    for name in ("cluster.md", "compare.md", "configuration.md", "formats.md", "inputs.md", "output.md", "tensorrt.md")
 ]
 
 

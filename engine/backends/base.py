@@ -98,7 +98,7 @@ BACKENDS = {
     ),
     "openvino": BackendEntry("engine.backends.ovino", "openvino", "cpu", ("fp32", "bf16", "int8")),
     "ort": BackendEntry(
-        "engine.backends.ort", "onnxruntime", "cpu", ("fp32", "int8"), {"provider": "CPUExecutionProvider"}
+        "engine.backends.ort", "onnxruntime", "cpu", ("fp32", "fp16", "int8"), {"provider": "CPUExecutionProvider"}
     ),
     "pytorch": BackendEntry("engine.backends.pytorch", "torch", "train", ("fp32",)),
 }

@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
-from engine.backends.processor import require_exact_int8
+from engine.backends.processor import saturates_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -36,16 +36,15 @@ def check(*, provider: str) -> None:
 def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, provider: str) -> BufferedBackend:
     """Open both graphs on a provider. Raises BackendError if ONNX Runtime refuses one, or would run it elsewhere."""
     precision = precision or "fp32"
-    if precision == "int8":
-        require_exact_int8()
     graphs = {
         name: _Graph(bundle, name, precision, _providers(provider, precision), threads) for name in ("encoder", "step")
     }
     device = provider.removesuffix("ExecutionProvider")
+    slow = " (slow: this processor has no VNNI)" if precision == "int8" and saturates_int8() else ""
     return BufferedBackend(
         bundle,
         **graphs,
-        description=f"ONNX Runtime {onnxruntime.__version__}, {device}, {precision}",
+        description=f"ONNX Runtime {onnxruntime.__version__}, {device}, {precision}{slow}",
         precision=precision,
     )
 
@@ -75,6 +74,9 @@ class _Graph:
         # Encoding, search and loading go on at once: threads that spin while they wait take cores from the others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if precision == "int8" and saturates_int8():
+            # Fused, sums of products would overflow. Node by node they are computed in float32: slow, but right.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except Exception as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openvino import opset11
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
-from engine.backends.processor import require_exact_int8
+from engine.backends.processor import saturates_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -26,8 +26,11 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -
     has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not has_bf16:
         raise BackendError("this processor has no bfloat16 instructions: choose --precision fp32 or int8")
-    if precision == "int8":
-        require_exact_int8()
+    if precision == "int8" and saturates_int8():
+        raise BackendError(
+            "this processor has no VNNI instructions: sums of 8-bit products overflow on it, and captions come out "
+            "wrong; choose --precision fp32"
+        )
     precision = precision or ("bf16" if has_bf16 else "fp32")
     floats = "bf16" if has_bf16 and precision != "fp32" else "fp32"
     settings = _settings(threads, floats)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from saccade.errors import BackendError
-
 _FLAGS = Path("/proc/cpuinfo")
 _EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -24,12 +22,3 @@ def saturates_int8() -> bool:
     except (OSError, StopIteration):
         return False
     return not any(flag in flags for flag in _EXACT_INT8)
-
-
-def require_exact_int8() -> None:
-    """Raise BackendError on a processor that saturates."""
-    if saturates_int8():
-        raise BackendError(
-            "this processor has no VNNI instructions: sums of 8-bit products overflow on it, and captions come out "
-            "wrong; choose --precision fp32"
-        )

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.comparison_scores import bleu_4, bleu_terms, changes, references_of
+from benchmarks.scoring import tokenised
+from saccade.errors import DataError
+from training.metrics import bleu, cider_d
+
+RIGHT = [
+    ["a red dog sits on the left", "the dog is red"],
+    ["two balls on the grass", "a ball and a ball"],
+    ["a green cat runs to the left of the ball"],
+    ["one dog on the left of two cats", "a dog beside cats"],
+]
+GOOD = ["a red dog on the left", "a ball on the grass", "a green cat to the left of the ball", "a dog of two cats"]
+BAD = ["a red dog on the left", "a cat", "<unk> blue cat <unk> to the left", "the the the the"]
+
+
+def test_terms_add_up_to_the_bleu_of_training() -> None:
+    known = [tokenised(texts) for texts in RIGHT]
+    for side in (GOOD, BAD):
+        said = tokenised(side)
+        terms = np.array([bleu_terms(*pair) for pair in zip(said, known, strict=True)])
+        assert bleu_4(terms.sum(axis=0)) == pytest.approx(bleu(said, known)[3], rel=1e-12)
+
+
+def test_the_change_is_that_of_both_sides_and_its_interval_holds_it() -> None:
+    found = changes(GOOD * 10, BAD * 10, RIGHT * 10)
+    known = [tokenised(texts) for texts in RIGHT * 10]
+    sides = [tokenised(GOOD * 10), tokenised(BAD * 10)]
+    scores = {
+        "BLEU-4": [bleu(side, known)[3] for side in sides],
+        "CIDEr-D": [cider_d(side, known).score for side in sides],
+    }
+    for name, (reference, candidate) in scores.items():
+        one = found[name]
+        assert (one.reference, one.candidate) == pytest.approx((reference, candidate))
+        assert one.change == pytest.approx(candidate - reference)
+        assert one.low < one.change < one.high < 0
+
+
+def test_the_same_captions_change_nothing_whichever_images_are_drawn() -> None:
+    for one in changes(GOOD, GOOD, RIGHT).values():
+        assert (one.change, one.low, one.high) == (0, 0, 0)
+
+
+def test_the_interval_is_paired_over_images() -> None:
+    """Each image loses the same: unpaired, its interval would be as wide as captions differ from each other."""
+    random = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(200)]
+    right = [[" ".join(random.choice(words, 8))] for _ in range(60)]
+    good = [texts[0] for texts in right]
+    found = changes(good, [" ".join(text.split()[:-1]) for text in good], right)["CIDEr-D"]
+    assert found.high - found.low < 0.2 * -found.change
+
+
+def test_references_are_read_in_two_forms(tmp_path: Path) -> None:
+    coco, plain = tmp_path / "coco.json", tmp_path / "plain.json"
+    coco.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.png"}],
+                "annotations": [{"image_id": 1, "caption": "a dog"}, {"image_id": 1, "caption": "dogs"}],
+            }
+        )
+    )
+    plain.write_text(json.dumps({"a.png": ["a dog", "dogs"]}))
+    assert references_of(coco) == references_of(plain) == {"a.png": ["a dog", "dogs"]}
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", '{"a.png": "a dog"}', '{"a.png": []}', '{"a.png": [3]}'])
+def test_references_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "references.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"references\.json"):
+        references_of(path)
