@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import opset11
+from openvino import opset11 as ops
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
 from engine.backends.processor import saturates_int8
@@ -58,14 +58,21 @@ def _settings(threads: int, floats: str) -> dict[str, Any]:
 
 
 def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read an ONNX graph. Equal values leave its TopK in the order of their places, as ONNX asks; OpenVINO does not."""
+    """Read an ONNX graph and change two operators.
+
+    TopK leaves equal values in the order of their places, as ONNX asks; OpenVINO's own choice does not.
+    Tanh goes by way of exp, to within 1e-7: on AVX2, OpenVINO's own takes four times as long, and is half of a step.
+    """
     model = core.read_model(path)
     for node in model.get_ops():
         if node.get_type_name() == "TopK":
-            attributes = node.get_attributes() | {"stable": True}
-            ordered = opset11.topk(*node.input_values(), **attributes)
+            ordered = ops.topk(*node.input_values(), **node.get_attributes() | {"stable": True})
             for place in range(2):
                 node.output(place).replace(ordered.output(place))
+        elif node.get_type_name() == "Tanh":
+            one, two = (ops.constant(np.float32(value)) for value in (1, 2))
+            tanh = one - two / (one + ops.exp(ops.multiply(two, node.input_value(0))))
+            node.output(0).replace(tanh.output(0))
     model.validate_nodes_and_infer_types()
     return model
 
