@@ -383,7 +383,7 @@ def test_auto_takes_the_first_backend_that_works(
 
 
 def test_a_precision_that_a_backend_does_not_know_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="this backend runs in fp32 or int8, not in bf16"):
+    with pytest.raises(BackendError, match="this backend knows fp32, fp16, int8, not bf16"):
         open_backend("ort", Bundle.open(tiny_bundle), precision="bf16")
 
 
