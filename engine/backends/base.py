@@ -60,7 +60,9 @@ class BackendEntry:
         that precision.
         """
         if precision not in (None, *self.precisions):
-            raise BackendError(f"this backend knows {', '.join(self.precisions)}, not {precision}: choose another --precision")
+            raise BackendError(
+                f"this backend knows {', '.join(self.precisions)}, not {precision}: choose another --precision"
+            )
         self.check()
         backend: Backend = self._module().open_backend(bundle, threads=threads, precision=precision, **self.arguments)
         return backend
