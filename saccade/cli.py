@@ -26,12 +26,14 @@ class Subcommand:
     """Where a subcommand lives, what `saccade --help` says of it, and the extra that brings what it imports.
 
     configurable : whether configuration files and environment variables set its options
+    variable : what it is called in the module; None is its own name
     """
 
     module: str
     help: str
     extra: str | None = None
     configurable: bool = True
+    variable: str | None = None
 
 
 SUBCOMMANDS = {
@@ -40,10 +42,18 @@ SUBCOMMANDS = {
     "convert": Subcommand("engine.convert_cli", "Write results as CSV, Parquet, COCO results or a text file an image."),
     "train": Subcommand("training.cli", "Train a captioner from a TOML configuration.", "train"),
     "evaluate": Subcommand("benchmarks.evaluation_cli", "Caption a split of a data set and score it.", "train"),
+    "import": Subcommand(
+        "training.import_cli",
+        "Turn a model of other programs into a checkpoint.",
+        "train",
+        configurable=False,
+        variable="group",
+    ),
     "export": Subcommand("export.cli", "Turn a checkpoint into a bundle of verified ONNX graphs.", "export"),
     "build": Subcommand("export.build_cli", "Compile the graphs of a bundle for TensorRT on this machine.", "tensorrt"),
     "inspect": Subcommand("engine.cli", "Show what is in a bundle, after checking every file of it."),
     "score": Subcommand("benchmarks.cli", "Score captions against references."),
+    "benchmark": Subcommand("benchmarks.benchmark_cli", "Measure latency, throughput and stages of a bundle here."),
     "compare": Subcommand("benchmarks.compare_cli", "Tell how backends and precisions differ, and why."),
     "scenes": Subcommand("training.scenes_cli", "Draw captioned scenes to train and test on."),
     "doctor": Subcommand("engine.cli", "Tell what is installed, which backends run here, and what to install."),
@@ -65,7 +75,7 @@ def load(name: str) -> click.Command:
         raise BackendError(
             f"saccade {name} needs {error.name}, which is not installed: pip install 'saccade[{subcommand.extra}]'"
         ) from error
-    command: click.Command = getattr(module, name)
+    command: click.Command = getattr(module, subcommand.variable or name)
     if subcommand.configurable:
         name_variables(name, command)
     return command

@@ -15,7 +15,17 @@ from tests.cli_reference import PAGE
 DOCS = PAGE.parent
 SHELL = [
     DOCS / name
-    for name in ("cluster.md", "compare.md", "configuration.md", "formats.md", "inputs.md", "output.md", "tensorrt.md")
+    for name in (
+        "benchmark.md",
+        "bring-your-own.md",
+        "cluster.md",
+        "compare.md",
+        "configuration.md",
+        "formats.md",
+        "inputs.md",
+        "output.md",
+        "tensorrt.md",
+    )
 ]
 
 

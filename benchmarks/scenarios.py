@@ -1,0 +1,254 @@
+"""One opened configuration under load: images in a row, files, and requests that arrive at random.
+
+Warm-up is left out everywhere. Rates are of pixels in memory of the host unless a level says otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.benchmark_results import Latency, Load, Server, latency_of
+from benchmarks.pictures import Pictures, forget
+from benchmarks.server import Served, ServerOptions, Time, arrivals, highest_rate, serve
+from benchmarks.stopwatch import Clock, Stopwatch
+from benchmarks.timed_backend import timed_transfers
+from benchmarks.windows import Piece, Spread, WindowOptions, repeat, spread_of
+from engine.backends.base import Backend
+from engine.captioner import Captioner, CaptionOptions
+from engine.pipeline import Stages
+from saccade.bundle import Bundle
+from saccade.errors import OutputError
+from saccade.search import Hypothesis, SearchOptions, search
+
+Pixels = NDArray[np.uint8]
+
+_WARM_UP = 3
+_TRIAL_REQUESTS = 100
+"""A trial of a rate has at least so many, or its 99th percentile would say nothing."""
+_OVERLOAD = 1.5
+
+
+@dataclass(slots=True)
+class Tally:
+    """What captions were found, and how long each batch took."""
+
+    captions: int = 0
+    words: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def mean_words(self) -> float:
+        """In a caption."""
+        return self.words / max(self.captions, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An opened bundle with the options of a search."""
+
+    bundle: Bundle
+    backend: Backend
+    search: SearchOptions
+
+    def caption(self, pixels: Pixels) -> list[Hypothesis]:
+        """The best caption of each image, of which the sentence was made as well."""
+        decoding = self.backend.begin(pixels, self.search, with_alphas=False)
+        best = [found[0] for found in search(decoding, self.bundle.vocabulary, self.search)]
+        for one in best:
+            self.bundle.vocabulary.sentence(one.tokens)
+        return best
+
+    def warm_up(self, pixels: Pixels) -> None:
+        """Caption a batch some times."""
+        for _ in range(_WARM_UP):
+            self.caption(pixels)
+
+
+class Rate(NamedTuple):
+    """A rate, and what was captioned for it.
+
+    resident : as if the pixels were on the device already: the time of their upload does not count. None for a backend
+        whose uploads cannot be told from its encoding
+    """
+
+    images_per_s: Spread
+    resident: Spread | None
+    tally: Tally
+
+
+def measure_rate(
+    subject: Subject, batches: Sequence[Pixels], options: WindowOptions, *, clock: Clock = time.perf_counter
+) -> Rate:
+    """Images per second, batch after batch: *offline*, and with batches of one image *single stream*."""
+    watch, tally = Stopwatch(clock), Tally()
+    with timed_transfers(subject.backend, watch) as are_known:
+        subject.warm_up(batches[0])
+        watch.reset()
+        rate = repeat(_batch_after_batch(subject, batches, tally, clock), options)
+    seconds = sum(tally.seconds)
+    factor = seconds / (seconds - watch.spent["upload"])
+    return Rate(rate, spread_of([factor * one for one in rate.windows]) if are_known else None, tally)
+
+
+class FilesRate(NamedTuple):
+    """A rate from files to captions, and the stage of the engine that had the least rest."""
+
+    images_per_s: Spread
+    bottleneck: str
+
+
+def measure_files(
+    subject: Subject, pictures: Pictures, options: WindowOptions, *, batch: int, cold: bool
+) -> FilesRate | None:
+    """Whole runs of the engine over all files, its threads and queues included, without writing.
+
+    cold : files are dropped from the page cache before each run; None where the system keeps them
+    """
+    if cold and not forget(pictures.paths):
+        return None
+    captioner = Captioner(subject.bundle, subject.backend, CaptionOptions(search=subject.search, batch=batch))
+    stages = Stages()
+
+    def piece() -> tuple[float, float]:
+        nonlocal stages
+        if cold:
+            forget(pictures.paths)
+        stages = Stages()
+        began = time.perf_counter()
+        done = sum(1 for _ in captioner.caption(pictures.paths, stages=stages))
+        return done, time.perf_counter() - began
+
+    if not cold:
+        piece()
+    return FilesRate(repeat(piece, options), stages.bottleneck)
+
+
+class ServerRun(NamedTuple):
+    """What a server held, and the latencies while it did."""
+
+    server: Server
+    latency: Latency
+    tally: Tally
+
+
+def measure_server(
+    subject: Subject,
+    pixels: Pixels,
+    options: ServerOptions,
+    *,
+    rate: float | None,
+    share: float,
+    trial_s: float,
+    hold_s: float,
+    when: Time | None = None,
+) -> ServerRun:
+    """Requests that arrive at random, answered in batches of what waits.
+
+    rate : to hold; None finds the highest that keeps the bound, in trials of `trial_s` seconds, and holds `share` of it
+    hold_s : seconds to hold it
+    A batch is filled up to a power of two, so that there are few sizes; each was warmed up before.
+    Raises OutputError where no rate keeps the bound.
+    """
+    trials = _Trials(subject, pixels, options, when or Time())
+    highest = None
+    if rate is None:
+        highest = highest_rate(lambda tried: trials.holds(tried, trial_s), below=_OVERLOAD * trials.capacity())
+        rate = share * highest
+    else:
+        trials.capacity()
+    if not rate:
+        raise OutputError(f"no rate keeps a p99 of {options.p99_ms:g} ms: allow more with --p99-bound-ms")
+    served, tally = trials.load(rate, hold_s)
+    if not served.latencies_s:
+        raise OutputError("the server answered no request: look at the backend with `saccade doctor`")
+    *before, held = trials.loads
+    server = Server(
+        p99_bound_ms=options.p99_ms,
+        wait_ms=options.wait_ms,
+        highest_rate=highest,
+        trials=tuple(before),
+        held=held,
+        mean_batch=float(np.mean(served.batches)),
+    )
+    return ServerRun(server, latency_of(served.latencies_s), tally)
+
+
+class _Trials:
+    """Loads that a server was given, one after the other."""
+
+    def __init__(self, subject: Subject, pixels: Pixels, options: ServerOptions, when: Time) -> None:
+        self._subject, self._pixels, self._options, self._when = subject, pixels, options, when
+        self.loads: list[Load] = []
+
+    def capacity(self) -> float:
+        """Requests per second in full batches, after every size of batch was warmed up."""
+        batch = self._options.batch
+        for size in _sizes(batch):
+            self._subject.warm_up(self._taken(range(size)))
+        began = self._when.clock()
+        for _ in range(_WARM_UP):
+            self._subject.caption(self._taken(range(batch)))
+        return _WARM_UP * batch / (self._when.clock() - began)
+
+    def holds(self, rate: float, seconds: float) -> bool:
+        """Whether no request is lost, and the bound is kept."""
+        self.load(rate, seconds, least=_TRIAL_REQUESTS)
+        return self.loads[-1].lost == 0 and self.loads[-1].p99_ms <= self._options.p99_ms
+
+    def load(self, rate: float, seconds: float, *, least: int = 1) -> tuple[Served, Tally]:
+        """Give it so many requests per second, and at least so many."""
+        tally = Tally()
+        due = arrivals(rate, seconds=seconds, least=least, seed=self._options.seed + len(self.loads))
+        began = self._when.clock()
+        served = serve(due, lambda requests: self._answer(requests, tally), self._options, self._when)
+        self.loads.append(_load(rate, self._when.clock() - began, served))
+        return served, tally
+
+    def _answer(self, requests: Sequence[int], tally: Tally) -> Sequence[Hypothesis]:
+        size = next(size for size in _sizes(self._options.batch) if size >= len(requests))
+        filled = [*requests, *[requests[-1]] * (size - len(requests))]
+        answers = self._subject.caption(self._taken(filled))[: len(requests)]
+        tally.captions += len(answers)
+        tally.words += sum(len(one.tokens) for one in answers)
+        return answers
+
+    def _taken(self, numbers: Sequence[int]) -> Pixels:
+        return self._pixels[[number % len(self._pixels) for number in numbers]]
+
+
+def _batch_after_batch(subject: Subject, batches: Sequence[Pixels], tally: Tally, clock: Clock) -> Piece:
+    following = cycle(batches)
+
+    def piece() -> tuple[float, float]:
+        began = clock()
+        found = subject.caption(next(following))
+        spent = clock() - began
+        tally.captions += len(found)
+        tally.words += sum(len(one.tokens) for one in found)
+        tally.seconds.append(spent)
+        return len(found), spent
+
+    return piece
+
+
+def _sizes(batch: int) -> list[int]:
+    """Powers of two below the batch, and the batch."""
+    return [*(2**power for power in range((batch - 1).bit_length())), batch]
+
+
+def _load(rate: float, seconds: float, served: Served) -> Load:
+    latencies = served.latencies_s
+    return Load(
+        rate=rate,
+        seconds=seconds,
+        requests=len(latencies) + served.lost,
+        lost=served.lost,
+        p99_ms=latency_of(latencies).percentile(99) if latencies else 0.0,
+    )
