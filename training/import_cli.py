@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from training.import_arctic import read_arctic
-from training.import_sgrvinod import GRID, IMAGE_SIZE, read_sgrvinod
+from training.import_sgrvinod import GRID, IMAGE_SIZE, MAX_GRID, read_sgrvinod
 from training.imported import Imported, write_checkpoint
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -38,7 +38,7 @@ def group() -> None:
 )
 @click.option(
     "--grid",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(1, MAX_GRID),
     help=f"Side of the annotation grid.  [default: what the file says, else {GRID}]",
 )
 @_overwrite

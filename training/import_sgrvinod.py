@@ -22,7 +22,7 @@ from training.foreign_torch import read_torch, state_of
 from training.imported import IMAGENET_MEAN, IMAGENET_STD, Imported, tensor
 from training.model import DecoderOptions
 
-IMAGE_SIZE, GRID = 256, 14
+IMAGE_SIZE, GRID, MAX_GRID = 256, 14, 64
 MAX_LENGTH = 51
 """Steps after which the tutorial's search gives up."""
 
@@ -60,7 +60,7 @@ def read_sgrvinod(path: Path, word_map: Path, *, image_size: int = IMAGE_SIZE, g
     encoder, decoder = (_state(path, content, part) for part in ("encoder", "decoder"))
     if sum(array.nbytes for state in (encoder, decoder) for array in state.values()) > path.stat().st_size:
         raise CheckpointError(f"{path}: its tensors take more bytes than the file has: it is damaged")
-    options = EncoderOptions(name=_resnet(path, encoder), grid=grid or _grid(content["encoder"]))
+    options = EncoderOptions(name=_resnet(path, encoder), grid=grid or _grid(path, content["encoder"]))
     trunk, width = _trunk_weights(path, encoder, options)
     sizes = _decoder_sizes(path, decoder, width)
     vocabulary = read_word_map(word_map)
@@ -122,9 +122,12 @@ def _epoch(content: Mapping[Any, Any]) -> dict[str, int]:
     return {"epoch": epoch} if type(epoch) is int and 0 <= epoch < 2**31 else {}
 
 
-def _grid(encoder: object) -> int:
-    found = encoder.state.get("enc_image_size") if isinstance(encoder, Record) else None
-    return found if type(found) is int else GRID
+def _grid(path: Path, encoder: object) -> int:
+    state = encoder.state if isinstance(encoder, Record) else {}
+    found = state.get("enc_image_size", GRID) if isinstance(state, dict) else GRID
+    if type(found) is not int or not 1 <= found <= MAX_GRID:
+        raise CheckpointError(f"{path}: the grid of its encoder is no number from 1 to {MAX_GRID}: give it as --grid")
+    return found
 
 
 def _resnet(path: Path, encoder: State) -> str:

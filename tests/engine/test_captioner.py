@@ -389,7 +389,7 @@ def test_a_precision_that_a_backend_does_not_know_is_refused(tiny_bundle: Path) 
 
 def test_a_precision_that_the_bundle_has_no_graphs_of_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"has no int8 graphs, it has fp32: export it again with .--precision int8"):
-        open_backend("openvino", Bundle.open(tiny_bundle), precision="int8")
+        open_backend("ort", Bundle.open(tiny_bundle), precision="int8")
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -192,7 +192,7 @@ def test_json_beside_a_folder_tells_what_the_run_did(
     assert told["bottleneck"] in told["stages"]
     kept = read_run(out)["last_run"]
     assert kept["complete"] is True
-    assert kept["backend"].startswith("ONNX Runtime ")
+    assert kept["backend"].startswith("OpenVINO ")
     assert {name: kept[name] for name in told if name != "out"} == {n: v for n, v in told.items() if n != "out"}
 
 

@@ -271,6 +271,15 @@ def test_a_wrong_word_map_is_refused(
         read_sgrvinod(*saved)
 
 
+def test_a_grid_that_cannot_be_is_refused_and_another_can_be_given(small: Tutorial, tmp_path: Path) -> None:
+    odd = deepcopy(small)
+    odd.encoder.enc_image_size = 10**9
+    checkpoint, word_map = save_tutorial(odd, tmp_path)
+    with pytest.raises(CheckpointError, match="the grid of its encoder is no number from 1 to 64: give it as --grid"):
+        read_sgrvinod(checkpoint, word_map)
+    assert read_sgrvinod(checkpoint, word_map, grid=7).encoder.grid == 7
+
+
 def test_a_word_map_without_a_special_word_is_refused(small: Tutorial, saved: tuple[Path, Path]) -> None:
     renamed = {"start" if word == "<start>" else word: number for word, number in small.word_map.items()}
     saved[1].write_text(json.dumps(renamed))
