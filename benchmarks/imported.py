@@ -105,8 +105,8 @@ def random_model(sizes: ModelSizes, pixels: NDArray[np.uint8]) -> tuple[Encoder,
     decoder = DecoderWithAttention(width, width, width, sizes.words, len(mean)).eval()
     decoder.init_h.bias.copy_(-decoder.init_h.weight @ mean)
     decoder.init_c.bias.copy_(-decoder.init_c.weight @ mean)
-    decoder.fc.weight *= 12
-    add_clock(decoder, end=9)
+    decoder.fc.weight *= 8
+    add_clock(decoder, end=10)
     return encoder, decoder
 
 

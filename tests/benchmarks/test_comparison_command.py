@@ -91,7 +91,7 @@ def test_a_failing_candidate_exits_with_one_and_all_is_written(
     )
     assert outcome.code == 1
     assert f"FAIL ort@{other}: input differs (channels: it takes them as BGR)" in outcome.out
-    assert "ort:bf16: not available here: this backend runs in fp32 or int8, not in bf16" in outcome.out
+    assert "ort:bf16: not available here: this backend knows fp32, fp16, int8, not bf16" in outcome.out
     assert (tmp_path / "some.json").read_bytes() == (tmp_path / "out" / "comparison.json").read_bytes()
     values = json.loads((tmp_path / "some.json").read_text())
     assert values["schema"] == "saccade-comparison/1"

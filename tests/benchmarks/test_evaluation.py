@@ -244,6 +244,8 @@ def test_captions_are_kept_when_a_metric_fails(
             beams=(1,),
             decode_mode=None,
             seed=0,
+            backend="auto",
+            precision=None,
             metrics=("meteor",),
             limit=None,
             out=out,
