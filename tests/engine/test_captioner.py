@@ -370,7 +370,7 @@ def test_auto_takes_the_first_backend_that_works(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those that do not are nobody's business but of the log, until none works."""
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="engine.backends.base")
     bundle = Bundle.open(tiny_bundle)
     for name, begins in (("openvino", "OpenVINO "), ("ort", "ONNX Runtime "), ("pytorch", "PyTorch ")):
         assert open_backend("auto", bundle).description.startswith(begins)
