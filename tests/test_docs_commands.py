@@ -37,12 +37,13 @@ def blocks(page: Path, language: str) -> str:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with the examples, and this saccade on the path."""
+    """A folder with the examples, and this saccade and its Python on the path."""
     (tmp_path / "examples").symlink_to(DOCS.parent / "examples")
     (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "saccade"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m saccade "$@"\n')
-    script.chmod(0o755)
+    for name, command in (("saccade", f"{sys.executable} -m saccade"), ("python", sys.executable)):
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o755)
     return tmp_path
 
 
