@@ -53,12 +53,18 @@ def _providers(provider: str, precision: Precision) -> _Providers:
     tf32 = {"use_tf32": str(int(precision != "fp32"))}
     cuda = ("CUDAExecutionProvider", tf32 | {"cudnn_conv_algo_search": "EXHAUSTIVE"})
     if provider == "TensorrtExecutionProvider":
-        cache = str(cache_directory("onnxruntime-tensorrt"))
-        kept = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
-        places = {"trt_engine_cache_path": cache, "trt_timing_cache_path": cache}
         # TensorRT takes what it can, CUDA the rest; never the CPU.
-        return [(provider, kept | places | {"trt_fp16_enable": precision == "fp16"}), cuda]
+        return [(provider, _kept_plans() | {"trt_fp16_enable": precision == "fp16"}), cuda]
     return [cuda] if provider == "CUDAExecutionProvider" else [provider]
+
+
+def _kept_plans() -> dict[str, Any]:
+    folder = cache_directory("onnxruntime-tensorrt")
+    if folder is None:
+        return {}
+    kinds = ("engine", "timing")
+    enabled = {f"trt_{kind}_cache_enable": True for kind in kinds}
+    return enabled | {f"trt_{kind}_cache_path": str(folder) for kind in kinds}
 
 
 class _Graph:

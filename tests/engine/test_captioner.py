@@ -408,6 +408,18 @@ def test_searches_that_overlap_do_not_disturb_each_other(tiny_bundle: Path, back
             np.testing.assert_array_equal(together.advance(bias).tokens, others)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("beam", [1, 3, 5])
+@pytest.mark.parametrize("backend", ["ort-tensorrt", "ort-cuda", "pytorch-cuda"])
+def test_backends_on_a_gpu_caption_as_the_reference(tiny_bundle: Path, backend: str, beam: int) -> None:
+    try:
+        BACKENDS[backend].check()
+    except BackendError as error:
+        pytest.skip(str(error))
+    expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam)
+    assert_same(hypotheses(tiny_bundle, backend=backend, precision="fp32", beam=beam), expected)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_graphs_that_pytorch_captures_on_a_gpu_caption_as_the_reference(
     tiny_bundle: Path, precision: Precision
