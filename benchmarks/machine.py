@@ -7,8 +7,6 @@ import os
 import platform
 import re
 import resource
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from saccade import __version__
+from saccade.machine import commit, has_changes, output_of, processor
 
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
 _PROC = Path("/proc")
@@ -59,14 +58,14 @@ class Machine:
 def this_machine() -> Machine:
     """What is here now."""
     return Machine(
-        processor=_processor(),
+        processor=f"{processor()} ({platform.machine()})",
         cores=os.cpu_count() or 1,
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         system=f"{platform.system()} {platform.release()}",
         gpus=tuple(Gpu(name=name, driver=driver) for name, driver in _nvidia("name,driver_version")),
         load=round(os.getloadavg()[0], 2),
-        commit=_git("rev-parse", "HEAD"),
-        changed=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        commit=commit(),
+        changed=has_changes(),
         versions=dict(_versions()),
     )
 
@@ -120,13 +119,6 @@ def _range(zone: Path) -> int:
     return int((zone / "max_energy_range_uj").read_text()) + 1
 
 
-def _processor() -> str:
-    information = _PROC / "cpuinfo"
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor() or 'unknown processor')} ({platform.machine()})"
-
-
 def _versions() -> Iterator[tuple[str, str]]:
     yield "saccade", __version__
     yield "python", platform.python_version()
@@ -135,21 +127,6 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
 
 
-def _git(*arguments: str) -> str | None:
-    return _said("git", "-C", str(Path(__file__).parent), *arguments)
-
-
 def _nvidia(fields: str) -> list[list[str]]:
-    said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    said = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     return list(csv.reader((said or "").splitlines(), skipinitialspace=True))
-
-
-def _said(program: str, *arguments: str) -> str | None:
-    """What a program writes; None where it is not there, fails or has nothing to say."""
-    found = shutil.which(program)
-    if found is None:
-        return None
-    done = subprocess.run(  # noqa: S603 - fixed command lines
-        [found, *arguments], capture_output=True, text=True, check=False
-    )
-    return (done.stdout.strip() or None) if done.returncode == 0 else None

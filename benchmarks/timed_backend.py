@@ -38,14 +38,8 @@ def timed_transfers(backend: Backend, watch: Stopwatch) -> Iterator[bool]:
     if not isinstance(backend, BufferedBackend):
         yield False
         return
-    bare = dict(backend._executors)
-    backend._idle.clear()
-    backend._executors.update({name: _Executor(executor, watch) for name, executor in bare.items()})
-    try:
+    with backend.wrapped(lambda executor: _Executor(executor, watch)):
         yield True
-    finally:
-        backend._idle.clear()
-        backend._executors.update(bare)
 
 
 class _Executor:

@@ -74,26 +74,42 @@ def bleu(
     brevity_penalty : False leaves it out, as the tables of Xu et al. (2015) do; never lower, and flattering where
         captions are short
     """
-    matches, guesses = [0] * MAX_N, [0] * MAX_N
-    hypothesis_length = reference_length = 0
-    for hypothesis, image_references in _images(hypotheses, references, unknown):
-        reference_counts = [_ngram_counts(reference) for reference in image_references]
-        for ngram, count in _ngram_counts(hypothesis).items():
-            # Modified precision (section 2.1): a word is right as often as the most generous reference has it.
-            matches[len(ngram) - 1] += min(count, max(counts.get(ngram, 0) for counts in reference_counts))
-            guesses[len(ngram) - 1] += count
-        length = len(hypothesis)
-        hypothesis_length += length
-        reference_length += min(map(len, image_references), key=lambda other: (abs(other - length), other))
+    counts = bleu_counts(hypotheses, references, unknown=unknown).sum(axis=0)
+    one, two, three, four = bleu_of(counts, brevity_penalty=brevity_penalty).tolist()
+    return one, two, three, four
 
+
+def bleu_counts(
+    hypotheses: Sequence[Caption], references: Sequence[Sequence[Caption]], *, unknown: str = "<unk>"
+) -> NDArray[np.int64]:
+    """What corpus BLEU sums over images, (N, 10): n-grams of order 1 to 4 that match, those there are, both lengths.
+
+    Raises DataError as `caption_scores` does.
+    """
+    return np.array([_bleu_counts_of(*image) for image in _images(hypotheses, references, unknown)])
+
+
+def _bleu_counts_of(hypothesis: Ngram, references: Sequence[Ngram]) -> list[int]:
+    matches, guesses = [0] * MAX_N, [0] * MAX_N
+    reference_counts = [_ngram_counts(reference) for reference in references]
+    for ngram, count in _ngram_counts(hypothesis).items():
+        # Modified precision (section 2.1): a word is right as often as the most generous reference has it.
+        matches[len(ngram) - 1] += min(count, max(counts.get(ngram, 0) for counts in reference_counts))
+        guesses[len(ngram) - 1] += count
+    length = len(hypothesis)
+    return [*matches, *guesses, length, min(map(len, references), key=lambda other: (abs(other - length), other))]
+
+
+def bleu_of(counts: NDArray[np.int64], *, brevity_penalty: bool = True) -> NDArray[np.float64]:
+    """BLEU-1..4 (..., 4) of sums of `bleu_counts` (..., 10)."""
     # coco-caption keeps its ratios finite with these two numbers. They are part of the published scores: a
     # perfect corpus stays just below 1, and one with no matching n-gram just above 0.
     tiny, small = 1e-15, 1e-9
-    ratio = (hypothesis_length + tiny) / (reference_length + small)
-    penalty = math.exp(min(0.0, 1 - 1 / ratio)) if brevity_penalty else 1.0  # section 2.3
-    precisions = [(match + tiny) / (guess + small) for match, guess in zip(matches, guesses, strict=True)]
-    one, two, three, four = (penalty * math.prod(precisions[:n]) ** (1 / n) for n in range(1, MAX_N + 1))
-    return one, two, three, four
+    ratio = (counts[..., -2] + tiny) / (counts[..., -1] + small)
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio)) if brevity_penalty else np.ones_like(ratio)  # section 2.3
+    precisions = (counts[..., :MAX_N] + tiny) / (counts[..., MAX_N : 2 * MAX_N] + small)
+    scores: NDArray[np.float64] = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, MAX_N + 1))
+    return penalty[..., None] * scores
 
 
 def rouge_l(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -85,6 +86,18 @@ class BufferedBackend:
             buffer.write(inputs[name])
         executor.bind(given, found)()
         return {name: buffer.read() for name, buffer in found.items()}
+
+    @contextmanager
+    def wrapped(self, wrap: Callable[[Executor], Executor]) -> Iterator[None]:
+        """Inside the block, other executors stand before these, to watch them. At its ends, buffers are let go of."""
+        bare = dict(self._executors)
+        self._idle.clear()
+        self._executors.update({name: wrap(executor) for name, executor in bare.items()})
+        try:
+            yield
+        finally:
+            self._idle.clear()
+            self._executors.update(bare)
 
     def __enter__(self) -> Self:
         return self

@@ -10,10 +10,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
-from engine.backends.processor import saturates_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
+from saccade.machine import saturates_int8
 
 _Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from openvino import opset11 as ops
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run
-from engine.backends.processor import saturates_int8
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
+from saccade.machine import saturates_int8
 
 _DEVICE = "CPU"
 

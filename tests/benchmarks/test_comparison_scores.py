@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.comparison_scores import bleu_4, bleu_terms, changes, references_of
+from benchmarks.comparison_scores import changes, references_of
 from benchmarks.scoring import tokenised
 from saccade.errors import DataError
-from training.metrics import bleu, cider_d
+from training.metrics import bleu, bleu_counts, bleu_of, cider_d
 
 RIGHT = [
     ["a red dog sits on the left", "the dog is red"],
@@ -21,12 +21,14 @@ GOOD = ["a red dog on the left", "a ball on the grass", "a green cat to the left
 BAD = ["a red dog on the left", "a cat", "<unk> blue cat <unk> to the left", "the the the the"]
 
 
-def test_terms_add_up_to_the_bleu_of_training() -> None:
+def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
+    """So that a resample of images is a sum."""
     known = [tokenised(texts) for texts in RIGHT]
     for side in (GOOD, BAD):
         said = tokenised(side)
-        terms = np.array([bleu_terms(*pair) for pair in zip(said, known, strict=True)])
-        assert bleu_4(terms.sum(axis=0)) == pytest.approx(bleu(said, known)[3], rel=1e-12)
+        parts = [bleu_counts(said[part], known[part]).sum(axis=0) for part in (slice(1), slice(1, None))]
+        assert bleu_of(np.sum(parts, axis=0)) == pytest.approx(bleu(said, known), rel=1e-12)
+        assert bleu_of(parts[0]) != pytest.approx(bleu(said, known), rel=1e-3)
 
 
 def test_the_change_is_that_of_both_sides_and_its_interval_holds_it() -> None:

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-import engine.backends.processor
+import saccade.machine
 from engine.backends.base import open_backend
-from engine.backends.processor import saturates_int8
 from export.bundle import ExportOptions, export_bundle
 from export.quantisation import QuantisationOptions, quantise_encoder
 from export.verification import OnnxGraph
 from saccade.bundle import Bundle, Precision
 from saccade.errors import BackendError, ConfigError, ExportError
+from saccade.machine import saturates_int8
 from saccade.search import SearchOptions, search
 from tests.bundles import MAX_LENGTH, patchworks, save_patchworks
 
@@ -147,7 +147,7 @@ def test_a_processor_is_known_by_its_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, saturates: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
-    monkeypatch.setattr(engine.backends.processor, "_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(saccade.machine, "_INFORMATION", tmp_path / "cpuinfo")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert saturates_int8() is saturates
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
