@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def _measure(
     rounds: int,
 ) -> dict[str, Measured]:
     sides = {LOOP: loop_side(*model, bundle, beam)}
+    opened = ExitStack()
     for name in names:
         backend, _, precision = name.partition(":")
         options = CaptionOptions(
@@ -197,10 +199,11 @@ def _measure(
             precision=precision or None,  # type: ignore[arg-type]  # the backend refuses what it does not know
         )
         try:
-            sides[name] = engine_side(Captioner.open(bundle, options))
+            sides[name] = engine_side(opened.enter_context(Captioner.open(bundle, options)))
         except BackendError as error:
             click.echo(f"{name}: not available here: {error}", err=True)
-    return alternate(sides, paths, rounds=rounds, warm_up=batch)
+    with opened:
+        return alternate(sides, paths, rounds=rounds, warm_up=batch)
 
 
 if __name__ == "__main__":
