@@ -35,6 +35,7 @@ docs: .venv/installed-dev
 # On a machine with an NVIDIA GPU, in an environment that has the extras train, export and gpu: make gpu-check PYTHON=python3
 gpu-check:
 	$(PYTHON) -m pytest -m gpu -rs
+	$(PYTHON) -m benchmarks.gpu
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

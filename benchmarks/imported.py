@@ -128,7 +128,18 @@ def add_clock(decoder: DecoderWithAttention, *, end: float) -> None:
     decoder.fc.weight[-1, 0] = end
 
 
-def import_and_export(encoder: Encoder, decoder: DecoderWithAttention, folder: Path, *, image_size: int) -> Path:
+TOLERANCE = 1e-2
+"""Of the export: random weights give wide values."""
+
+
+def import_and_export(
+    encoder: Encoder,
+    decoder: DecoderWithAttention,
+    folder: Path,
+    *,
+    image_size: int,
+    options: ExportOptions = ExportOptions(tolerance=TOLERANCE),  # noqa: B008 - it is frozen
+) -> Path:
     """The bundle of a checkpoint as the tutorial's programs save it."""
     words = [PAD, *(f"word{number}" for number in range(1, decoder.vocab_size - 3)), UNK, START, END]
     checkpoint, word_map = folder / "BEST_checkpoint.pth.tar", folder / "WORDMAP.json"
@@ -136,9 +147,7 @@ def import_and_export(encoder: Encoder, decoder: DecoderWithAttention, folder: P
     word_map.write_text(json.dumps({word: number for number, word in enumerate(words)}))
     imported = read_sgrvinod(checkpoint, word_map, image_size=image_size)
     write_checkpoint(imported, checkpoint, folder / "checkpoint", overwrite=False)
-    export_bundle(
-        folder / "checkpoint", folder / "bundle", ExportOptions(tolerance=1e-2)
-    )  # random weights, wide values
+    export_bundle(folder / "checkpoint", folder / "bundle", options)
     return folder / "bundle"
 
 

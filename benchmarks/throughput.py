@@ -33,12 +33,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.imported import ModelSizes, import_and_export, normalised, random_model, random_pixels
+from benchmarks.imported import TOLERANCE, ModelSizes, import_and_export, normalised, random_model, random_pixels
 from benchmarks.tutorial_search import MAX_STEPS, DecoderWithAttention, Encoder, caption_image
 from engine.captioner import Captioner, CaptionOptions
 from engine.pipeline import Stages
 from engine.records import Record
-from export.bundle import ExportOptions, export_bundle
+from export.bundle import ExportOptions
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
 from saccade.search import SearchOptions
@@ -71,9 +71,10 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     paths = [folder / f"{number:05d}.jpg" for number in range(count)]
+    noise = generator.normal(0, 16, (480, 640, 3)).astype(np.float32)
     for path in paths:
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480))
-        noisy = np.asarray(colours, np.float32) + generator.normal(0, 16, (480, 640, 3))
+        noisy = np.asarray(colours, np.float32) + noise
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
     return paths
 
@@ -151,7 +152,9 @@ def main(sides: tuple[str, ...], images: int, rounds: int, batch: int, beams: tu
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder) / "photographs", images)
-        bundle = Bundle.open(_bundle(model, Path(folder), paths, sizes, int8=any("int8" in side for side in sides)))
+        options = _export_options(paths, sides)
+        exported = import_and_export(*model, Path(folder), image_size=sizes.image_size, options=options)
+        bundle = Bundle.open(exported)
         for beam in beams:
             found = _measure(model, bundle, paths, sides, beam=beam, batch=batch, rounds=rounds)
             click.echo(f"beam {beam}\n{table(found)}\n")
@@ -167,15 +170,11 @@ def main(sides: tuple[str, ...], images: int, rounds: int, batch: int, beams: tu
     )
 
 
-def _bundle(
-    model: tuple[Encoder, DecoderWithAttention], folder: Path, paths: Sequence[Path], sizes: ModelSizes, *, int8: bool
-) -> Path:
-    bundle = import_and_export(*model, folder, image_size=sizes.image_size)
-    if not int8:
-        return bundle
-    options = ExportOptions(tolerance=1e-2, precisions=("int8",), calibration=tuple(paths))
-    export_bundle(folder / "checkpoint", folder / "bundle-int8", options)
-    return folder / "bundle-int8"
+def _export_options(paths: Sequence[Path], sides: Sequence[str]) -> ExportOptions:
+    """With 8-bit integers where a side wants them, calibrated on the files."""
+    if not any(side.endswith(":int8") for side in sides):
+        return ExportOptions(tolerance=TOLERANCE)
+    return ExportOptions(tolerance=TOLERANCE, precisions=("int8",), calibration=tuple(paths))
 
 
 def _measure(

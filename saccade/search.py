@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,39 +223,59 @@ class _Trace:
         return bool((~self._live.any(axis=1) | (self._best_finished >= bound.max(axis=1))).all())
 
     def hypotheses(self) -> list[list[Hypothesis]]:
-        ended = [np.isfinite(report.scores) & (report.tokens == self._end) for report in self._steps]
-        return [self._best_of(image, ended) for image in range(len(self._live))]
+        """Of all images at once: with many of them, a loop over each one's steps would take longer than the steps."""
+        tokens, scores = (np.stack([getattr(report, name) for report in self._steps]) for name in ("tokens", "scores"))
+        step, rank, counts = self._best(tokens, scores)
+        images = np.arange(len(counts))[:, None]
+        words, alphas = self._traced(step, rank)
+        log_prob = scores[step, images, rank]
+        score = self._normalised(log_prob, step + 1)
+        truncated = tokens[step, images, rank] != self._end
+        length = step + truncated
+        return [
+            [
+                Hypothesis(
+                    tokens=tuple(words[image, place, : length[image, place]].tolist()),
+                    log_prob=float(log_prob[image, place]),
+                    score=float(score[image, place]),
+                    truncated=bool(truncated[image, place]),
+                    alphas=None if alphas is None else alphas[image, place, : length[image, place]].copy(),
+                )
+                for place in range(count)
+            ]
+            for image, count in enumerate(counts)
+        ]
 
-    def _best_of(self, image: int, ended: list[NDArray[np.bool_]]) -> list[Hypothesis]:
-        found = [(step, int(row)) for step, rows in enumerate(ended) for row in np.flatnonzero(rows[image])]
-        found.sort(key=lambda place: -self._score(image, *place))
-        if len(found) < self._options.n_best:
-            last = len(self._steps) - 1
-            found += [(last, int(row)) for row in np.flatnonzero(self._live[image])]  # by rank: already best first
-        return [self._hypothesis(image, *place) for place in found[: self._options.n_best]]
+    def _best(self, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[NDArray[np.intp], ...]:
+        """Step and rank (B, N) where the best hypotheses of each image stop, and how many there are (B,).
 
-    def _hypothesis(self, image: int, step: int, row: int) -> Hypothesis:
-        """Backtrace from the row of rank `row` at `step`."""
-        log_prob, score = float(self._steps[step].scores[image, row]), self._score(image, step, row)
-        tokens, alphas = [], []
-        for report in reversed(self._steps[: step + 1]):
-            tokens.append(int(report.tokens[image, row]))
-            row = int(report.parents[image, row])
-            if report.alphas is not None:
-                alphas.append(report.alphas[image, row])
-        truncated = tokens[0] != self._end
-        words = slice(None, None, -1) if truncated else slice(None, 0, -1)
-        return Hypothesis(
-            tokens=tuple(tokens[words]),
-            log_prob=log_prob,
-            score=score,
-            truncated=truncated,
-            alphas=np.stack(alphas)[words] if alphas else None,
+        tokens, scores : (T, B, K) of all steps
+        """
+        finished = np.isfinite(scores) & (tokens == self._end)
+        live = np.zeros_like(finished)
+        live[-1] = self._live  # by rank, which is best first already
+        normalised = self._normalised(scores, np.arange(1, len(scores) + 1)[:, None, None])
+        rank = np.where(finished, -normalised, np.where(live, 0.0, np.inf))
+        group, rank = (
+            part.transpose(1, 0, 2).reshape(scores.shape[1], -1) for part in (np.where(finished, 0, 2 - live), rank)
         )
+        order = np.lexsort((rank, group), axis=-1)[:, : self._options.n_best]
+        counts = np.minimum((group < 2).sum(axis=-1), order.shape[1])
+        return *np.divmod(order, scores.shape[2]), counts
 
-    def _score(self, image: int, step: int, row: int) -> float:
-        return float(self._normalised(self._steps[step].scores[image, row], step + 1))
+    def _traced(
+        self, step: NDArray[np.intp], rank: NDArray[np.intp]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """Words (B, N, T), and alphas (B, N, T, L) if they are kept, of the rows that lead to each rank (B, N)."""
+        images = np.arange(len(step))[:, None]
+        words, alphas = [], []
+        for number, report in reversed([*enumerate(self._steps)]):
+            words.append(report.tokens[images, rank])
+            rank = np.where(number <= step, report.parents[images, rank], rank)
+            if report.alphas is not None:
+                alphas.append(report.alphas[images, rank])
+        return np.stack(words[::-1], axis=2), np.stack(alphas[::-1], axis=2) if alphas else None
 
-    def _normalised(self, scores: NDArray[np.float32] | np.float32, length: int) -> NDArray[np.float64]:
+    def _normalised(self, scores: NDArray[np.float32], length: int | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         normalised: NDArray[np.float64] = np.asarray(scores, np.float64) / length**self._options.length_penalty
         return normalised

@@ -116,27 +116,13 @@ def survivors(scores: Tensor, log_probs: Tensor, slots: Tensor, *, end: int) -> 
 
 
 def _top(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of (B, K, V) over K x V, and their flat places; equal values lower place first.
-
-    ONNX TopK promises that order. `torch.topk` does not, so eagerly the place is made part of the key: float32 values
-    become integers of the same order, in the upper half of an int64.
-    """
-    if torch.compiler.is_exporting():
-        return _top_of_chunks(candidates, count) if candidates.shape[2] > 4 * _CHUNK else _top_of_all(candidates, count)
-    flat = candidates.flatten(1)
-    bits = (flat + 0.0).view(torch.int32).long()  # + 0.0: one zero only
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    keys = (ordered << 32) - torch.arange(flat.shape[1], device=flat.device)
-    places = keys.topk(count, dim=-1).indices
-    return flat.gather(1, places), places
+    """The `count` largest of (B, K, V) over K x V, and their flat places; equal values lower place first."""
+    if candidates.shape[2] <= 4 * _CHUNK:
+        return _largest(candidates.flatten(1), count)
+    return _top_of_chunks(candidates, count)
 
 
 _CHUNK = 128
-
-
-def _top_of_all(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    best, places = candidates.flatten(1).topk(count, dim=-1)
-    return best, places
 
 
 def _top_of_chunks(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -149,13 +135,29 @@ def _top_of_chunks(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
     chunks_per_row = -(-words // _CHUNK)
     padded = F.pad(candidates, (0, chunks_per_row * _CHUNK - words), value=-torch.inf)
     chunks = padded.reshape(images, rows * chunks_per_row, _CHUNK)
-    chosen = -(-chunks.amax(dim=-1).topk(count, dim=-1).indices).topk(count, dim=-1).values
-    best, places = rows_of(chunks, chosen).flatten(1).topk(count, dim=-1)
+    chosen = -(-_largest(chunks.amax(dim=-1), count)[1]).topk(count, dim=-1).values
+    best, places = _largest(rows_of(chunks, chosen).flatten(1), count)
     rank = _quotient(places, _CHUNK)
     chunk = chosen.gather(1, rank)
     row = _quotient(chunk, chunks_per_row)
     word = (chunk - row * chunks_per_row) * _CHUNK + places - rank * _CHUNK
     return best, row * words + word
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of float32 (B, N) and their places; equal values lower place first.
+
+    ONNX TopK promises that order. `torch.topk` does not, so eagerly the place is made part of the key: float32 values
+    become integers of the same order, in the upper half of an int64.
+    """
+    if torch.compiler.is_exporting():
+        best, places = values.topk(count, dim=-1)
+        return best, places
+    bits = (values + 0.0).view(torch.int32).long()  # + 0.0: one zero only
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = (ordered << 32) - torch.arange(values.shape[1], device=values.device)
+    places = keys.topk(count, dim=-1).indices
+    return values.gather(1, places), places
 
 
 def _quotient(values: Tensor, divisor: int) -> Tensor:

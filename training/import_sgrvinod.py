@@ -150,7 +150,7 @@ def _trunk_weights(path: Path, encoder: State, options: EncoderOptions) -> tuple
     wanted = ours.trunk.state_dict()
     counts = {name: np.zeros((), np.int64) for name in wanted if name.endswith("num_batches_tracked")}
     found = counts | theirs
-    _require(path, "encoder", found, {name: tuple(tensor.shape) for name, tensor in wanted.items()})
+    _require(path, "encoder", found, {name: tuple(values.shape) for name, values in wanted.items()})
     weights = {f"encoder.trunk.{name}": tensor(array) for name, array in found.items() if name not in counts}
     return weights | {f"encoder.trunk.{name}": torch.tensor(int(found[name])) for name in counts}, ours.width
 

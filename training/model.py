@@ -110,7 +110,7 @@ class Attention(nn.Module):
         if options.keys_nonlinearity == "tanh":
             self.keys = nn.Sequential(self.keys, nn.Tanh())
         self.energy = nn.Linear(width, 1, bias=False)  # a bias would cancel in the softmax
-        self._activate = torch.tanh if options.nonlinearity == "tanh" else F.relu
+        self.is_tanh = options.nonlinearity == "tanh"
 
     def forward(self, query: Tensor, annotations: Annotations, choice: Choice | None = None) -> Glimpse:
         """Look once with every row.
@@ -118,8 +118,7 @@ class Attention(nn.Module):
         query : (B, K, A), K rows an image that share its annotations
         choice : how hard attention chooses; None takes the expected annotation everywhere
         """
-        energies = self.energy(self._activate(annotations.keys[:, None] + query[:, :, None])).squeeze(-1)
-        energies = energies.to(torch.promote_types(energies.dtype, torch.float32))
+        energies = self.energies(query, annotations.keys)
         alphas = energies.softmax(dim=-1)  # Eq. 5
         # Soft attention: the expected annotation, Eq. 13.
         context = alphas.to(annotations.values.dtype) @ annotations.values
@@ -131,6 +130,12 @@ class Attention(nn.Module):
         chosen = annotations.values.gather(1, places.expand(-1, -1, context.shape[-1]))  # Eq. 9
         context = torch.where(choice.sampled[:, None, None], chosen, context)
         return Glimpse(context, alphas, energies.log_softmax(dim=-1).gather(2, places).squeeze(-1))
+
+    def energies(self, query: Tensor, keys: Tensor) -> Tensor:
+        """How well each place answers (B, K, L), at least float32 (Eq. 4); query (B, K, A), keys (B, L, A)."""
+        seen = keys[:, None] + query[:, :, None]
+        energies: Tensor = self.energy(torch.tanh(seen) if self.is_tanh else F.relu(seen)).squeeze(-1)
+        return energies.to(torch.promote_types(energies.dtype, torch.float32))
 
 
 def _mlp(width_in: int, width_out: int, layers: int, activation: type[nn.Module]) -> nn.Module:

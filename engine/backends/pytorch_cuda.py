@@ -1,11 +1,15 @@
-"""PyTorch on a GPU, for speed: 16 bits, channels last, and both graphs captured as CUDA graphs.
+"""PyTorch on a GPU, for speed: 16 bits, channels last, fused kernels, and both graphs captured as CUDA graphs.
 
-The reference is `engine.backends.pytorch`.
+Each graph has a stream of its own, so that one batch is encoded while the one before is searched; the steps of the
+search, which are many and short, go first. The reference is `engine.backends.pytorch`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -17,8 +21,12 @@ from engine.backends.buffers import Buffer, BufferedBackend, Run
 from engine.backends.pytorch import captioner_of
 from saccade.bundle import Bundle, GraphSpec, Precision, TensorSpec
 from saccade.errors import BackendError
+from training.fused_convolutions import with_fused_convolutions
 from training.graphs import EncoderGraph, StepGraph
 from training.lowering import lowered
+from training.model import Captioner
+
+log = logging.getLogger(__name__)
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WARM_UP = 3
@@ -36,83 +44,144 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, d
     if threads:
         torch.set_num_threads(threads)
     precision = precision or "fp16"
-    size = bundle.manifest.preprocessing.size
-    captioner = lowered(captioner_of(bundle).eval().to(device), _DTYPES[precision], size=size)
+    dtype, size = _DTYPES[precision], bundle.manifest.preprocessing.size
+    captioner = lowered(captioner_of(bundle).eval().to(device), dtype, size=size)
     captioner.encoder.to(memory_format=torch.channels_last)
+    if device == "cuda" and precision != "fp32":  # float32 is to round as the reference does
+        _fuse(captioner)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True
-    modules = {"encoder": EncoderGraph(captioner), "step": StepGraph(captioner.decoder, end=bundle.vocabulary.end)}
-    graphs = {name: _Graph(module, bundle.graph(name), _DTYPES[precision]) for name, module in modules.items()}
+    step = StepGraph(captioner.decoder, end=bundle.vocabulary.end)
     return BufferedBackend(
         bundle,
-        **graphs,
+        encoder=_Graph(EncoderGraph(captioner), bundle.graph("encoder"), dtype, _Queue(device)),
+        step=_Graph(step, bundle.graph("step"), dtype, _Queue(device, goes_first=True)),
         description=f"PyTorch {torch.__version__}, {device.upper()}, {precision}, captured graphs",
         precision=precision,
     )
 
 
+def _fuse(captioner: Captioner) -> None:
+    """Use kernels that do several things in one pass over memory, as far as they run here."""
+    captioner.encoder.trunk = with_fused_convolutions(captioner.encoder.trunk)
+    attention, weight = captioner.decoder.attention, captioner.decoder.attention.energy.weight
+    try:
+        from training.fused_attention import fuse_attention
+
+        fuse_attention(captioner)
+        captioner.decoder.attention.energies(weight[:, None], weight[:, None])
+    except Exception as error:  # noqa: BLE001 - Triton is missing, or finds no compiler, or no driver that it knows
+        log.warning("attention runs in three kernels instead of one: %s", str(error).strip().rpartition("\n")[2])
+        captioner.decoder.attention = attention
+
+
+class _Queue:
+    """A stream of a GPU; on a CPU, where all is done at once, nothing."""
+
+    def __init__(self, device: str, *, goes_first: bool = False) -> None:
+        self.device = torch.device(device)
+        self._stream = torch.cuda.Stream(priority=-int(goes_first)) if device == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Inside the block, work goes to this stream."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def finish(self) -> None:
+        """Return when all that was enqueued is done."""
+        if self._stream:
+            self._stream.synchronize()
+
+    def captured(self, work: Run) -> Run:
+        """The work as one launch, recorded now; on a CPU, as it is."""
+        if not self._stream:
+            return work
+        # Beside the stream, in which another thread may be searching meanwhile: its calls are none of the capture's.
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.finish()
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                work()
+        beside.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
 class _Graph:
     """A module as an `Executor`."""
 
-    def __init__(self, module: nn.Module, spec: GraphSpec, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, spec: GraphSpec, dtype: torch.dtype, queue: _Queue) -> None:
         self.spec = spec
         self._module = module
         self._dtype = dtype
-        self._device = next(module.parameters()).device
+        self._queue = queue
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the device; what is float32 but scores, alphas, noise and biases takes the weights' precision."""
-        stated = getattr(torch, tensor.dtype)
-        dtype = self._dtype if tensor.name.removeprefix("next_") in _LOWERED else stated
-        return _Buffer(torch.zeros(shape, dtype=dtype, device=self._device))
+        dtype = self._dtype if tensor.name.removeprefix("next_") in _LOWERED else getattr(torch, tensor.dtype)
+        with self._queue.entered():
+            return _Buffer(torch.zeros(shape, dtype=dtype, device=self._queue.device), self._queue)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         """Capture the graph on the buffers; on a CPU, run it as it is."""
         given = {name: cast("_Buffer", buffer).tensor for name, buffer in inputs.items()}
-        targets = [cast("_Buffer", outputs[tensor.name]).tensor for tensor in self.spec.outputs]
+        made = [cast("_Buffer", outputs[tensor.name]) for tensor in self.spec.outputs]
 
         @torch.inference_mode()
-        def run() -> None:
-            for target, made in zip(targets, self._module(**given), strict=True):
-                target.copy_(made)
+        def work() -> None:
+            for buffer, values in zip(made, self._module(**given), strict=True):
+                buffer.tensor.copy_(values)
 
-        return run if self._device.type == "cpu" else _captured(run)
+        launch = self._queue.captured(work)
+
+        def run() -> None:
+            with self._queue.entered():
+                launch()
+                for buffer in made:
+                    buffer.fetch()
+                self._queue.finish()
+
+        return run
 
 
 _LOWERED = ("annotations", "keys", "hidden", "cell")
 
 
-def _captured(run: Run) -> Run:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Another thread may be searching meanwhile: its calls are none of this capture's business.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.current_stream().synchronize()
-
-    return replay
-
-
 class _Buffer:
-    """A tensor that stays where it is."""
+    """A tensor that stays where it is, with a mirror in memory of the host once there is need of one.
 
-    def __init__(self, tensor: Tensor) -> None:
+    What was read once is brought to the mirror with every run that changes it, so that a step waits for the GPU once.
+    """
+
+    def __init__(self, tensor: Tensor, queue: _Queue) -> None:
         self.tensor = tensor
+        self._queue = queue
+        self._is_read = False
 
     def write(self, values: NDArray[Any]) -> None:
-        """Copy from the host."""
-        self.tensor.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        """Copy from the host, and return when it is there."""
+        self._mirror.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        with self._queue.entered():
+            self.tensor.copy_(self._mirror, non_blocking=True)
+            self._queue.finish()
 
     def read(self) -> NDArray[Any]:
-        """A copy on the host."""
-        tensor = self.tensor.float() if self.tensor.is_floating_point() else self.tensor
-        values: NDArray[Any] = tensor.cpu().numpy()
-        return values.copy() if tensor is self.tensor and not tensor.is_cuda else values
+        """A copy on the host, float32 where the buffer holds a shorter float."""
+        if not self._is_read:
+            self._is_read = True
+            with self._queue.entered():
+                self.fetch()
+                self._queue.finish()
+        dtype = torch.float32 if self._mirror.is_floating_point() else self._mirror.dtype
+        values: NDArray[Any] = self._mirror.to(dtype, copy=True).numpy()
+        return values
+
+    def fetch(self) -> None:
+        """Where the buffer is read, enqueue that the mirror becomes what the buffer is then."""
+        if self._is_read:
+            self._mirror.copy_(self.tensor, non_blocking=True)
+
+    @cached_property
+    def _mirror(self) -> Tensor:
+        return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=self.tensor.is_cuda)

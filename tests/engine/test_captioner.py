@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import engine.backends.ort
 import engine.captioner
 from engine.backends.base import BACKENDS, BackendEntry, open_backend
 from engine.backends.pytorch_cuda import open_backend as open_pytorch_cuda
@@ -406,6 +407,36 @@ def test_searches_that_overlap_do_not_disturb_each_other(tiny_bundle: Path, back
         for tokens, others in apart:
             np.testing.assert_array_equal(again.advance(bias).tokens, tokens)
             np.testing.assert_array_equal(together.advance(bias).tokens, others)
+
+
+def test_sessions_with_shapes_of_their_own_caption_as_the_reference(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime runs on a GPU; here it captures nothing."""
+    monkeypatch.setattr(engine.backends.ort, "_CAPTURING", {"CPUExecutionProvider": {}})
+    for beam in (1, 3):
+        expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam)
+        assert_same(hypotheses(tiny_bundle, backend="ort", beam=beam), expected)
+
+
+def test_where_a_capture_is_refused_the_graph_runs_as_it_is(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = engine.backends.ort._Graph._opened
+
+    def refusing(graph: Any, providers: Any, sizes: Any = ()) -> Any:
+        if sizes:
+            raise RuntimeError("no capture here")
+        return opened(graph, providers)
+
+    monkeypatch.setattr(engine.backends.ort, "_CAPTURING", {"CPUExecutionProvider": {}})
+    monkeypatch.setattr(engine.backends.ort._Graph, "_opened", refusing)
+    with caplog.at_level("WARNING", logger="engine.backends.ort"):
+        found = hypotheses(tiny_bundle, backend="ort")
+    assert_same(found, hypotheses(tiny_bundle, backend="pytorch"))
+    assert {*caplog.messages} == {
+        f"{name}.onnx runs without a CUDA graph: no capture here" for name in ("encoder", "step")
+    }
 
 
 @pytest.mark.gpu
