@@ -16,7 +16,7 @@ from pathlib import Path
 from saccade import __version__
 from saccade.machine import commit, has_changes, output_of, processor
 
-_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "transformers")
 _PROC = Path("/proc")
 _POWERCAP = Path("/sys/class/powercap")
 

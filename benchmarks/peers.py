@@ -14,8 +14,8 @@ backend:precision : Saccade on that backend
 All but blip have the weights of one model with the sizes of the public one for COCO (`benchmarks.imported` says which,
 and why they are random); the share of images with the tutorial's words tells that they do equal work. Every side has
 the same number of threads. In each round every side captions all images, one side after the other, so that whatever
-else the machine does meets all of them. Ratios to the tutorial and to cached, which is the fair one, are means over the
-rounds, with 95 % intervals.
+else the machine does meets all of them. Ratios to the tutorial and to cached, which is the fair one, are geometric
+means over the rounds, with 95 % intervals.
 
 Left out: reading and decoding files, which is in `benchmarks.throughput`, and the quality of captions.
 """
@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +43,7 @@ from torch import Tensor
 from benchmarks.imported import ModelSizes, import_and_export, normalised, random_model, random_pixels
 from benchmarks.machine import this_machine
 from benchmarks.tutorial_search import MAX_STEPS, Attention, DecoderWithAttention, Encoder, caption_image
-from benchmarks.windows import Spread, spread_of
+from benchmarks.windows import Ratio, Spread, spread_of
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import Bundle, Precision
@@ -115,7 +116,7 @@ def blip(*, words: int, batch: int, beam: int) -> Side:
     except ImportError as error:
         raise BackendError(f"{error.name} is not installed: pip install transformers") from error
     model = transformers.BlipForConditionalGeneration(transformers.BlipConfig()).eval()
-    # The first token is given and the last is <end>.
+    # The first token is given, the last stands where <end> would.
     length = {"min_length": words + 2, "max_length": words + 2, "num_beams": beam, "do_sample": False}
 
     @torch.inference_mode()
@@ -138,9 +139,13 @@ def alternate(sides: Mapping[str, Side], pixels: Pixels, *, rounds: int) -> dict
     return {name: spread_of(found) for name, found in rates.items()}
 
 
-def times(base: Spread, rate: Spread) -> Spread:
-    """How many times the rate of `base` the other is, round by round: what slows a round slows both."""
-    return spread_of([other / one for one, other in zip(base.windows, rate.windows, strict=True)])
+def times(base: Spread, rate: Spread) -> Ratio:
+    """How many times the rate of `base` the other is, round by round: what slows a round slows both.
+
+    The geometric mean, with Student's interval of the logarithms.
+    """
+    found = spread_of([math.log(other / one) for one, other in zip(base.windows, rate.windows, strict=True)])
+    return Ratio(math.exp(found.mean), math.exp(found.low), math.exp(found.high))
 
 
 def agreement(captions: Mapping[str, Sequence[tuple[int, ...]]]) -> dict[str, float]:
@@ -157,70 +162,82 @@ def table(rates: Mapping[str, Spread], agreeing: Mapping[str, float]) -> str:
     lines = [f"{'side':<16}{'images/s':>10}{'by tutorial':>26}{'by cached':>26}{'same words':>12}"]
     for name, rate in rates.items():
         ratios = (times(rates[base], rate) for base in ("tutorial", "cached"))
-        cells = (f"{one.mean:.2f} ({one.low:.2f} to {one.high:.2f})" for one in ratios)
-        same = "" if name == "blip" else f"{agreeing[name]:.0%}"
+        cells = (f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in ratios)
+        same = f"{agreeing[name]:.0%}" if name in agreeing else ""
         lines.append(f"{name:<16}{rate.mean:>10.3f}" + "".join(f"{cell:>26}" for cell in cells) + f"{same:>12}")
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--side", "names", multiple=True, default=("ort:fp32", "openvino:fp32"), show_default=True)
+@click.option(
+    "--side",
+    multiple=True,
+    default=("ort:fp32", "openvino:fp32"),
+    show_default=True,
+    metavar="BACKEND[:PRECISION]",
+    help="Of Saccade. May be repeated.",
+)
 @click.option("--images", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=2))
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--beam", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--threads", default=0, type=click.IntRange(min=0), help="Of every side.  [default: the runtime's]")
 @click.option("--encoder", default="resnet101", show_default=True, help="A ResNet of torchvision.")
-def main(names: tuple[str, ...], images: int, rounds: int, batch: int, beam: int, threads: int, encoder: str) -> None:
-    """Measure the sides, of Saccade those named by backend:precision. The last line is JSON."""
+def main(side: tuple[str, ...], images: int, rounds: int, batch: int, beam: int, threads: int, encoder: str) -> None:
+    """Measure Saccade and its peers. The last line is JSON."""
     if threads:
         torch.set_num_threads(threads)
-    sizes = ModelSizes(architecture=encoder)
+    machine, sizes = this_machine(), ModelSizes(architecture=encoder)
     pixels = random_pixels(images, sizes.image_size)
+    options = CaptionOptions(search=SearchOptions(beam=beam, max_length=MAX_STEPS), batch=batch, threads=threads)
+    absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         model = random_model(sizes, pixels)
         bundle = Bundle.open(import_and_export(*model, Path(folder), image_size=sizes.image_size))
-        options = CaptionOptions(search=SearchOptions(beam=beam, max_length=MAX_STEPS), batch=batch, threads=threads)
         sides = {
             "tutorial": tutorial(*model, bundle.vocabulary, beam),
             "cached": cached(*model, bundle.vocabulary, beam),
         }
-        for name in ("pytorch:fp32", *names):
-            backend, _, given = name.partition(":")
-            precision = cast("Precision", given) if given else None
-            try:
-                running = open_backend(backend, bundle, threads=threads, precision=precision)
-            except BackendError as error:
-                click.echo(f"{name}: not available here: {error}")
-                continue
-            captioner = opened.enter_context(Captioner(bundle, running, options))
-            sides["eager" if name == "pytorch:fp32" else name] = in_batches(captioner)
-        captions = {name: side(pixels) for name, side in sides.items()}
+        for name in ("pytorch:fp32", *side):
+            with _or_absent(name, absent):
+                captioner = opened.enter_context(_captioner(bundle, name, options))
+                sides["eager" if name == "pytorch:fp32" else name] = in_batches(captioner)
+        captions = {name: caption(pixels) for name, caption in sides.items()}
         words = statistics.fmean(len(one) for one in captions["tutorial"])
-        try:
+        with _or_absent("blip", absent):
             sides["blip"] = blip(words=round(words), batch=batch, beam=beam)
-            captions["blip"] = sides["blip"](pixels)
-        except BackendError as error:
-            click.echo(f"blip: not available here: {error}")
+            sides["blip"](pixels)
         rates, agreeing = alternate(sides, pixels, rounds=rounds), agreement(captions)
     click.echo(table(rates, agreeing))
-    click.echo(json.dumps(_record(rates, agreeing, words, click.get_current_context().params)))
+    about = {"words": words, "unavailable": absent, "options": click.get_current_context().params}
+    click.echo(json.dumps(_record(rates, agreeing) | about | {"machine": asdict(machine)}))
 
 
-def _record(
-    rates: Mapping[str, Spread], agreeing: Mapping[str, float], words: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
+@contextmanager
+def _or_absent(name: str, absent: dict[str, str]) -> Iterator[None]:
+    """Tell, and note in `absent`, why a side does not run here."""
+    try:
+        yield
+    except BackendError as error:
+        click.echo(f"{name}: not available here: {error}")
+        absent[name] = str(error)
+
+
+def _captioner(bundle: Bundle, name: str, options: CaptionOptions) -> Captioner:
+    backend, _, precision = name.partition(":")
+    given = cast("Precision", precision) if precision else None
+    return Captioner(bundle, open_backend(backend, bundle, threads=options.threads, precision=given), options)
+
+
+def _record(rates: Mapping[str, Spread], agreeing: Mapping[str, float]) -> dict[str, Any]:
     return {
         "benchmark": "peers",
         "images_per_s": {name: asdict(rate) for name, rate in rates.items()},
         "ratios": {
-            base: {name: asdict(times(rates[base], rate)) for name, rate in rates.items()}
+            base: {name: times(rates[base], rate)._asdict() for name, rate in rates.items()}
             for base in ("tutorial", "cached")
         },
-        "same_words": {name: share for name, share in agreeing.items() if name != "blip"},
-        "words": words,
-        "options": dict(options),
-        "machine": asdict(this_machine()),
+        "same_words": dict(agreeing),
     }
 
 

@@ -49,7 +49,8 @@ def main(
     bundle: Path, runs: int, backend: str, batch: int, beam: int, seconds: float, windows: int, images: Path | None
 ) -> None:
     """Measure BUNDLE several times. The last line is JSON; exits with 1 where the runs do not agree."""
-    opened, options = Bundle.open(bundle), WindowOptions(seconds=seconds, least=windows, most=4 * windows)
+    machine, opened = this_machine(), Bundle.open(bundle)
+    options = WindowOptions(seconds=seconds, least=windows, most=4 * windows)
     found: list[Spread] = []
     with pictures_of(images, opened.manifest.preprocessing) as pictures:
         for number in range(runs):
@@ -58,10 +59,15 @@ def main(
             click.echo(f"run {number + 1}: {run.mean:.2f} images/s, {run.low:.2f} to {run.high:.2f}")
     count = agreeing(found)
     click.echo(f"{count} of {runs} intervals hold the mean of all runs")
-    record = {"benchmark": "repeatability", "agreeing": count, "runs": [asdict(run) for run in found]}
-    click.echo(
-        json.dumps(record | {"backend": backend, "batch": batch, "beam": beam, "machine": asdict(this_machine())})
-    )
+    record = {
+        "benchmark": "repeatability",
+        "agreeing": count,
+        "runs": [asdict(run) for run in found],
+        "bundle": opened.fingerprint,
+        "options": click.get_current_context().params,
+        "machine": asdict(machine),
+    }
+    click.echo(json.dumps(record, default=str))
     if count < _ENOUGH * runs:
         sys.exit(1)
 

@@ -59,13 +59,18 @@ _CALIBRATION_IMAGES = 512
 @click.option(
     "--ranges",
     "method",
-    default="minmax",
+    default="percentile",
     show_default=True,
     type=click.Choice(get_args(RangeMethod)),
-    help="For int8: keep the largest value seen, or clip where the distribution loses least.",
+    help="For int8: leave out the largest of 100,000 values, keep it, or clip where the distribution loses least.",
 )
-@click.option("--keep-first", default=2, show_default=True, help="For int8: first convolutions that stay float.")
-@click.option("--keep-last", default=0, show_default=True, help="For int8: last convolutions that stay float.")
+@click.option(
+    "--float-share",
+    default=0.1,
+    show_default=True,
+    help="For int8: convolutions that lose far more than others for what they compute stay float, up to this share of "
+    "the multiply-adds.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 def export(checkpoint: Path, out: Path, **given: Any) -> None:
     """Turn CHECKPOINT into a bundle.
@@ -74,7 +79,7 @@ def export(checkpoint: Path, out: Path, **given: Any) -> None:
     are compared with eager PyTorch before the bundle appears; the errors found go into its manifest, and what each
     further precision costs.
     """
-    quantisation = QuantisationOptions(**{name: given.pop(name) for name in ("method", "keep_first", "keep_last")})
+    quantisation = QuantisationOptions(**{name: given.pop(name) for name in ("method", "float_share")})
     calibration = _images(given.pop("calibration"))
     options = ExportOptions(quantisation=quantisation, calibration=calibration, **given)
     manifest = export_bundle(checkpoint, out, options)

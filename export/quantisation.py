@@ -1,6 +1,7 @@
 """8-bit encoders: explicit quantisation of the float32 graph by ONNX Runtime's quantiser.
 
 Symmetric throughout, zero points 0, so that TensorRT takes the same file; weights by output channel; biases stay float.
+What a convolution reads is quantised, what it writes is not: activations and residual sums are then fused with it.
 The linear layers behind the trunk (keys, initial state) stay floats as well: they are a hundredth of the arithmetic.
 """
 
@@ -18,33 +19,36 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import ModelProto
 
+from export.centring import centre_clips
 from export.graphs import graph_spec
+from export.sensitivity import most_sensitive, with_floats
 from saccade.bundle import GraphSpec
-from saccade.errors import ConfigError, ExportError
+from saccade.errors import ConfigError
 
-RangeMethod = Literal["minmax", "entropy"]
+RangeMethod = Literal["percentile", "minmax", "entropy"]
 
 _BATCH = 8
-_QUANTISED = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool")
-"""What is fused with a convolution, or passes 8-bit integers on."""
+_SENSITIVITY_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisationOptions:
     """How ranges of activations are found, and what stays float.
 
-    method : "minmax" keeps the largest value seen, "entropy" clips where the distribution loses least
-    keep_first, keep_last : so many convolutions at either end stay as they are
+    method : "percentile" leaves out the largest of 100,000 values, "minmax" keeps it, "entropy" clips where the
+        distribution loses least
+    float_share : convolutions that lose far more than others for what they compute stay float, up to this share of the
+        multiply-adds
     """
 
-    method: RangeMethod = "minmax"
-    keep_first: int = 2
-    keep_last: int = 0
+    method: RangeMethod = "percentile"
+    float_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.keep_first, self.keep_last) < 0:
-            raise ConfigError("keep_first and keep_last must be 0 or more")
+        if not 0 <= self.float_share < 1:
+            raise ConfigError(f"float_share must be from 0 to below 1, not {self.float_share:g}")
 
 
 def quantise_encoder(
@@ -54,27 +58,43 @@ def quantise_encoder(
 
     pixels : uint8 (N, S, S, 3), images like those that will be captioned; their activations give the ranges
     """
+    model = onnx.shape_inference.infer_shapes(centre_clips(onnx.load(source)))
+    quantised = _quantised(model, pixels, options.method)
+    kept = most_sensitive(model, quantised, pixels[:_SENSITIVITY_IMAGES], share=options.float_share)
+    onnx.save(with_floats(quantised, model, kept), destination)
+    return graph_spec(destination)
+
+
+def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod) -> ModelProto:
+    """The graph with all that its convolutions read and write in 8 bits."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    model = onnx.load(source)
-    methods = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy}
+    methods = {
+        "percentile": CalibrationMethod.Percentile,
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+    }
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        inferred = Path(scratch) / source.name
-        onnx.save(onnx.shape_inference.infer_shapes(model), inferred)
+        source, destination = (Path(scratch) / name for name in ("float.onnx", "int8.onnx"))
+        onnx.save(model, source)
         quantize_static(
-            inferred,
+            source,
             destination,
             _Reader(pixels),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
+            op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_kept(model, options),
-            calibrate_method=methods[options.method],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            calibrate_method=methods[method],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "CalibStridedMinMax": 1,  # of every method: one batch's activations in memory, not those of all
+            },
         )
-    return graph_spec(destination)
+        return onnx.load(destination)
 
 
 @contextmanager
@@ -88,21 +108,22 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _kept(model: onnx.ModelProto, options: QuantisationOptions) -> list[str]:
-    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    if options.keep_first + options.keep_last >= len(names):
-        raise ExportError(f"nothing is left to quantise: the encoder has {len(names)} convolutions, keep fewer")
-    return names[: options.keep_first] + names[len(names) - options.keep_last :]
-
-
 class _Reader:
     """A `CalibrationDataReader` over images in memory, in batches of one size: histograms are added up."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         size = min(_BATCH, len(pixels))
-        self._batches = (pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size))
+        self._batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Which batches come next."""
+        self._next = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch as the graph's inputs."""
-        batch = next(self._batches, None)
+        batch = next(self._next, None)
         return None if batch is None else {"pixels": batch}

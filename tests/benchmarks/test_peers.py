@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import peers
 from benchmarks.imported import ModelSizes, random_model, random_pixels
 from benchmarks.peers import Pixels, Side, agreement, alternate, blip, cached, table, times, tutorial
 from benchmarks.tutorial_search import DecoderWithAttention, Encoder
@@ -78,16 +84,56 @@ def test_sides_take_turns() -> None:
 
 def test_the_table_has_ratios_to_both_loops() -> None:
     rates = {"tutorial": spread_of([1.0, 1.0]), "cached": spread_of([2.0, 2.0]), "blip": spread_of([4.0, 4.0])}
-    last = table(rates, {"tutorial": 1.0, "cached": 1.0, "blip": 0.0}).splitlines()[-1]
+    last = table(rates, {"tutorial": 1.0, "cached": 1.0}).splitlines()[-1]
     assert last.split() == ["blip", "4.000", "4.00", "(4.00", "to", "4.00)", "2.00", "(2.00", "to", "2.00)"]
 
 
 def test_ratios_are_of_the_same_round() -> None:
-    found = times(spread_of([1.0, 4.0, 2.0]), spread_of([3.0, 12.0, 6.0]))
-    assert (found.mean, found.low, found.high) == (3, 3, 3)
+    assert times(spread_of([1.0, 4.0, 2.0]), spread_of([3.0, 12.0, 6.0])) == pytest.approx((3, 3, 3))
+
+
+def test_a_side_is_as_many_times_slower_as_the_other_is_faster() -> None:
+    one, other = spread_of([1.0, 2.0, 1.0]), spread_of([4.0, 6.0, 2.0])
+    value, low, high = times(one, other)
+    assert value == pytest.approx(24 ** (1 / 3))
+    assert 0 < low < value < high
+    assert times(other, one) == pytest.approx((1 / value, 1 / high, 1 / low))
 
 
 def test_without_transformers_blip_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BackendError, match="pip install transformers"):
         blip(words=5, batch=2, beam=1)
+
+
+def test_blip_says_as_many_words_as_it_is_told_in_batches_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Model:
+        def eval(self) -> Model:
+            return self
+
+        def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+            asked.append(options | {"images": tuple(pixel_values.shape)})
+            return torch.arange(options["max_length"]).repeat(len(pixel_values), 1)
+
+    fake = SimpleNamespace(BlipConfig=lambda: None, BlipForConditionalGeneration=lambda _: Model())
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    assert blip(words=5, batch=2, beam=4)(PIXELS) == [(1, 2, 3, 4, 5)] * 3
+    assert [one["images"] for one in asked] == [(2, 3, 384, 384), (1, 3, 384, 384)]
+    assert {(one["min_length"], one["max_length"], one["num_beams"]) for one in asked} == {(7, 7, 4)}
+
+
+@pytest.mark.slow
+def test_the_command_tells_of_every_side_and_why_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "ModelSizes", lambda architecture: replace(SIZES, architecture=architecture))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    given = "--side ort:fp32 --side ort:bf16 --images 3 --rounds 2 --batch 2 --encoder resnet18"
+    outcome = CliRunner().invoke(peers.main, given.split(), catch_exceptions=False)
+    record = json.loads(outcome.output.splitlines()[-1])
+    assert record["same_words"] == {"tutorial": 1, "cached": 1, "eager": 1, "ort:fp32": 1}
+    assert [*record["images_per_s"]] == [*record["ratios"]["cached"]] == [*record["same_words"]]
+    assert [*record["unavailable"]] == ["ort:bf16", "blip"]
+    assert "not bf16" in record["unavailable"]["ort:bf16"]
+    assert record["options"]["side"] == ["ort:fp32", "ort:bf16"]
+    assert record["words"] > 2

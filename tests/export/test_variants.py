@@ -12,10 +12,9 @@ from onnx import TensorProto, numpy_helper
 import saccade.machine
 from engine.backends.base import open_backend
 from export.bundle import ExportOptions, export_bundle
-from export.quantisation import QuantisationOptions, quantise_encoder
 from export.verification import OnnxGraph
 from saccade.bundle import Bundle, Precision
-from saccade.errors import BackendError, ConfigError, ExportError
+from saccade.errors import BackendError, ConfigError
 from saccade.machine import saturates_int8
 from saccade.search import SearchOptions, search
 from tests.bundles import MAX_LENGTH, patchworks, save_patchworks
@@ -87,26 +86,6 @@ def test_8_bit_integers_are_symmetric_and_weights_have_a_scale_per_channel(bundl
     scales = [values[node.input[1]] for node in pairs if node.input[0] in values]
     assert [len(weight) for weight in weights] == [len(scale) for scale in scales]
     assert max(int(np.abs(weight.astype(np.int16)).max()) for weight in weights) == 127
-
-
-@pytest.mark.parametrize(("first", "last"), [(0, 0), (2, 0), (1, 3)])
-def test_the_convolutions_at_the_ends_stay_float_when_asked(
-    bundle: Bundle, tmp_path: Path, first: int, last: int
-) -> None:
-    source = bundle.path / bundle.graph("encoder").file
-    options = QuantisationOptions(keep_first=first, keep_last=last, method="entropy")
-    quantise_encoder(source, tmp_path / "encoder.onnx", PICTURES, options)
-    model = onnx.load(tmp_path / "encoder.onnx")
-    made = {output: node.op_type for node in model.graph.node for output in node.output}
-    is_float = [made.get(node.input[1]) != "DequantizeLinear" for node in model.graph.node if node.op_type == "Conv"]
-    kept = [True] * first + [False] * (len(is_float) - first - last) + [True] * last
-    assert is_float == kept
-
-
-def test_an_encoder_of_which_nothing_would_be_quantised_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    source = bundle.path / bundle.graph("encoder").file
-    with pytest.raises(ExportError, match=r"nothing is left to quantise: the encoder has 13 convolutions"):
-        quantise_encoder(source, tmp_path / "x.onnx", PICTURES, QuantisationOptions(keep_first=10, keep_last=3))
 
 
 def test_8_bit_integers_are_not_found_without_images() -> None:
