@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from saccade.rounding import Half, rounded
 from training.model import Captioner
 
 
@@ -15,36 +16,25 @@ def lowered(captioner: Captioner, dtype: torch.dtype, *, size: int) -> Captioner
     """A copy for images of `size` pixels a side, in evaluation mode, with all but scores in another precision.
 
     Batch normalisation goes into the convolutions before, so that each weight is rounded once, and weights are rounded
-    by `rounded`. Pixels are normalised, and softmax and scores computed, in float32 as before.
+    by `saccade.rounding`. Pixels are normalised, and softmax and scores computed, in float32 as before.
     """
     copied = copy.deepcopy(captioner).eval()
     fold_batch_norms(copied.encoder, torch.zeros(1, 3, size, size, device=captioner.mean.device))
-    for module in copied.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.weight.data = rounded(module.weight.data, dtype)
+    if dtype in _HALVES:
+        _round_weights(copied, _HALVES[dtype])
     copied.to(dtype)
     copied.mean, copied.std = captioner.mean, captioner.std
     return copied
 
 
-@torch.inference_mode()
-def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight (outputs, ...) whose numbers are of `dtype`, and whose sums over each output are nearly those of before.
+_HALVES: dict[torch.dtype, Half] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
-    Rounded one by one, the errors of an output's weights add up, and inputs that are alike, as most behind a rectifier
-    are, show it: what should cancel does not. Here each number takes over the error of those before it, from the
-    largest to the smallest, which can make up for it best.
-    """
-    if dtype == weight.dtype:
-        return weight
-    rows = weight.flatten(1).T
-    order = rows.abs().argsort(dim=0, descending=True, stable=True)
-    sorted_, error = rows.gather(0, order), torch.zeros_like(rows[0])
-    for number, values in enumerate(sorted_):
-        wanted = values + error
-        sorted_[number] = wanted.to(dtype)
-        error = wanted - sorted_[number]
-    return torch.empty_like(rows).scatter_(0, order, sorted_).T.reshape(weight.shape)
+
+def _round_weights(network: nn.Module, precision: Half) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.data
+            weight.copy_(torch.from_numpy(rounded(weight.cpu().numpy(), precision)))
 
 
 def fold_batch_norms(network: nn.Module, images: Tensor) -> None:

@@ -20,6 +20,7 @@ from cuda.bindings import runtime
 from numpy.typing import NDArray
 
 from saccade.errors import BackendError
+from saccade.rounding import bfloat16_bits, from_bfloat16_bits
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Array:
     def write(self, values: NDArray[Any]) -> None:
         """Copy from the host, and return when it is there."""
         with self._cuda.current(), self._copies.lock:
-            self._mirror[...] = _bfloat16_from(values) if self.dtype == "bfloat16" else values
+            self._mirror[...] = bfloat16_bits(values) if self.dtype == "bfloat16" else values
             driver.memcpy_htod_async(self.address, self._mirror, self._copies.raw)
             self._copies.finish()
 
@@ -159,7 +160,7 @@ class Array:
                 self._copies.finish()
             self._is_read = True
         if self.dtype == "bfloat16":
-            return (self._mirror.astype(np.uint32) << 16).view(np.float32)
+            return from_bfloat16_bits(self._mirror)
         return self._mirror.astype(np.float32 if self.dtype == "float16" else self.dtype)
 
     def fetch(self, stream: Stream) -> None:
@@ -218,12 +219,6 @@ class Replay:
             _discard(runtime.cudaStreamEndCapture(stream.handle))
             raise
         return _result(runtime.cudaStreamEndCapture(stream.handle))
-
-
-def _bfloat16_from(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """The upper halves of float32 numbers, rounded to nearest, ties to even."""
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _discard(ended: tuple[Any, ...]) -> None:

@@ -16,6 +16,7 @@ from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
 from saccade.machine import saturates_int8
+from saccade.rounding import rounded
 
 _DEVICE = "CPU"
 
@@ -77,6 +78,25 @@ def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
     return model
 
 
+def round_weights(model: openvino.Model) -> None:
+    """Make weights of convolutions and linear maps bfloat16 numbers that keep their sums, unlike OpenVINO's rounding.
+
+    Those that are quantised already stay as they are.
+    """
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+            continue
+        source = node.input_value(1).get_node()
+        if source.get_type_name() == "Reshape":
+            source = source.input_value(0).get_node()
+        if source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32:
+            weight = source.data
+            by_column = kind == "MatMul" and not node.get_attributes()["transpose_b"]
+            found = rounded(weight.T, "bf16").T if by_column else rounded(weight, "bf16")
+            source.output(0).replace(ops.constant(np.ascontiguousarray(found)).output(0))
+
+
 class _Graph:
     """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster."""
 
@@ -104,6 +124,8 @@ class _Graph:
         if shapes not in self._compiled:
             try:
                 model = read_graph(self._core, self._path)
+                if self._settings["INFERENCE_PRECISION_HINT"] == "bf16":
+                    round_weights(model)
                 model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
                 self._compiled[shapes] = self._core.compile_model(model, _DEVICE, dict(self._settings))
             except RuntimeError as error:
