@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from benchmarks.benchmark_results import Benchmark, Level, Pair, Row, Scenario
+from benchmarks.markdown import markdown_table, plain
 from benchmarks.stages import STAGES
 from benchmarks.windows import NOISY, Spread
 
@@ -94,11 +95,11 @@ def rich_table(table: Table) -> RenderableType:
 
 def markdown(benchmark: Benchmark) -> str:
     """Everything as Markdown."""
-    parts = [f"# Benchmark of {_plain(Path(benchmark.bundle).name)}", *map(_plain, facts_of(benchmark))]
+    parts = [f"# Benchmark of {plain(Path(benchmark.bundle).name)}", *map(plain, facts_of(benchmark))]
     for table in tables_of(benchmark):
-        parts += [f"## {table.title}", _markdown_table(table), *([table.note] if table.note else [])]
-    absent = [f"- {_plain(one.name)}: not available here: {_plain(one.reason)}" for one in benchmark.unavailable]
-    warnings = [f"- {_plain(warning)}" for warning in warnings_of(benchmark)]
+        parts += [f"## {table.title}", markdown_table(table.columns, table.rows), *([table.note] if table.note else [])]
+    absent = [f"- {plain(one.name)}: not available here: {plain(one.reason)}" for one in benchmark.unavailable]
+    warnings = [f"- {plain(warning)}" for warning in warnings_of(benchmark)]
     for title, lines in {"Not measured": absent, "Warnings": warnings}.items():
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
@@ -219,13 +220,3 @@ def _rate(rate: Spread | None) -> tuple[str, str, str]:
 
 def _with_interval(rate: Spread | None) -> str:
     return f"{rate.mean:.1f} ±{rate.half_width:.1%}" if rate else ""
-
-
-def _markdown_table(table: Table) -> str:
-    lines = (table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows)
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """As Markdown shows it: no tag, no border."""
-    return text.replace("<", "&lt;").replace("|", "\\|")

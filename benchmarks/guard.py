@@ -147,9 +147,9 @@ def _eager(bundle: Bundle) -> TorchDecoder:
 @click.option("--write", is_flag=True, help=f"Make what is found the figures in docs/results/{FIGURES.name}.")
 def main(bundle: Path, rounds: int, write: bool) -> None:
     """Compare ratios of speeds with the committed ones. The last line is JSON; exits with 1 where one fell."""
-    opened = Bundle.open(bundle)
+    opened, machine = Bundle.open(bundle), this_machine()
     found = measure(opened, rounds=rounds)
-    record = {"benchmark": "guard", "ratios": found, "bundle": opened.fingerprint, "machine": asdict(this_machine())}
+    record = {"benchmark": "guard", "ratios": found, "bundle": opened.fingerprint, "machine": asdict(machine)}
     if write:
         write_json(FIGURES, record)
     committed = json.loads(FIGURES.read_text(encoding="utf-8"))["ratios"]

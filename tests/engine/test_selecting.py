@@ -64,7 +64,7 @@ def test_shards_share_the_images_and_their_folders_are_read_as_one(
         assert caption(capsys, tiny_bundle, photos, "--out", out, *shards).code == 0
     folders = results_folders(out)
     assert [folder.name for folder in folders] == [f"shard-{shard:04d}-of-0003" for shard in range(3)]
-    assert [len(captioned(folder)) > 3 for folder in folders] == [True] * 3
+    assert all(captioned(folder) for folder in folders)  # which shard an image is in hangs on its path
     together = Counter(name for folder in folders for name in done_names(folder))
     assert together == Counter(map(str, photos.rglob("*.png")))
 
