@@ -20,8 +20,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -94,6 +94,15 @@ class Report:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, self._content)
 
+    @contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Tell of what goes wrong in the block, and go on: memory can run out, and drivers refuse."""
+        try:
+            yield
+        except (BackendError, RuntimeError) as error:
+            self.add("unavailable", {what: str(error)})
+            click.echo(f"{what}: not available here: {error}")
+
 
 def measure_loop(
     encoder: Encoder, decoder: DecoderWithAttention, bundle: Bundle, pixels: Pixels, beam: int, *, device: str
@@ -110,11 +119,10 @@ def measure_loop(
         words.append(len(caption_image(encoder, decoder, next(images), bundle.vocabulary, beam)))
         return 1, time.perf_counter() - began
 
-    with torch.device(device):
-        for _ in range(_LOOP_IMAGES):
-            piece()
-        words.clear()
-        return repeat(piece, _WINDOWS), statistics.fmean(words)
+    for _ in range(_LOOP_IMAGES):
+        piece()
+    words.clear()
+    return repeat(piece, _WINDOWS), statistics.fmean(words)
 
 
 def measure_encoder(subject: Subject, batch: Pixels) -> Spread:
@@ -212,21 +220,18 @@ class Work:
 def measure_side(side: str, work: Work, loads: Sequence[tuple[int, int]], report: Report) -> None:
     """A row of a backend:precision for each batch and beam, and files; what does not run here is told of."""
     name, _, precision = side.partition(":")
-    try:
-        with open_backend(name, work.bundle, precision=cast("Precision", precision)) as backend:
-            for batch, beam in loads:
+    with report.watching(side), open_backend(name, work.bundle, precision=cast("Precision", precision)) as backend:
+        for batch, beam in loads:
+            with report.watching(f"{side}, batch {batch}, beam {beam}"):
                 subject = Subject(work.bundle, backend, _search(beam))
                 row = measure_row(side, subject, work.pixels, batch, work.expected[beam])
                 report.add("rows", asdict(row))
                 click.echo(_line(row))
-            if work.paths:
-                batch, beam = work.main
-                files = measure_files(Subject(work.bundle, backend, _search(beam)), work.paths, batch)
-                report.add("files", {"side": side, "batch": batch, "beam": beam, **files})
-                click.echo(f"{side}, files: {files['images_per_s']:.0f} images/s")
-    except BackendError as error:
-        report.add("unavailable", {side: str(error)})
-        click.echo(f"{side}: not available here: {error}")
+        if work.paths:
+            batch, beam = work.main
+            files = measure_files(Subject(work.bundle, backend, _search(beam)), work.paths, batch)
+            report.add("files", {"side": side, "batch": batch, "beam": beam, **files})
+            click.echo(f"{side}, files: {files['images_per_s']:.0f} images/s")
 
 
 @click.command()

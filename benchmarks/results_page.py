@@ -14,6 +14,7 @@ of a folder or of a file, relative to the page; one that is not there yet is cal
     <!-- benchmark FILE -->       what `saccade benchmark --out` wrote: a single stream, rates by level, a server
     <!-- guard FILE -->           the figures of `python -m benchmarks.guard --write`
     <!-- gpu FILE -->             rates on a GPU, of `python -m benchmarks.gpu`
+    <!-- gpu_rates FILE -->       the same without the loop
     <!-- end -->
 """
 
@@ -30,13 +31,15 @@ from saccade.errors import DataError
 PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("results.md", "benchmarks.md"))
 
 _MARKED = re.compile(r"(<!-- (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_UNMEASURED = "Not measured yet."
 _TABLES = trained_tables.TABLES | speed_tables.TABLES
 
 
 def renewed(page: str, folder: Path) -> str:
     """The page with the tables of what lies in `folder` now.
 
-    Raises DataError where a table cannot be made, or a marker has no end of its own.
+    Where nothing was measured yet, the page says so. Raises DataError where a table cannot be made or has lost its
+    file, or a marker has no end of its own.
     """
 
     def table(match: re.Match[str]) -> str:
@@ -45,8 +48,11 @@ def renewed(page: str, folder: Path) -> str:
             raise DataError(f"{begin.strip()} asks for an unknown table: choose from {', '.join(_TABLES)}")
         if "<!--" in within:
             raise DataError(f"{begin.strip()} has no {end} before the next marker: add it after the table")
-        found = _TABLES[kind](folder / source) if (folder / source).exists() else "Not measured yet."
-        return f"{begin}{found}\n{end}"
+        if (folder / source).exists():
+            return f"{begin}{_TABLES[kind](folder / source)}\n{end}"
+        if within.strip() not in ("", _UNMEASURED):
+            raise DataError(f"{folder / source}, of which the page has a table, does not exist: measure again")
+        return f"{begin}{_UNMEASURED}\n{end}"
 
     return _MARKED.sub(table, page)
 

@@ -1,6 +1,6 @@
 """Tables of docs/benchmarks.md: how fast all is, each from what one benchmark wrote.
 
-With a table stand what it was measured on and the command that repeats it. Rates are images per second.
+With a table stands what it was measured on. Rates are images per second.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -156,20 +157,30 @@ def _guard(file: Path) -> str:
     return _joined(_where(_machine(file, record)), markdown_table(("ratio", "figure"), rows))
 
 
-def _gpu(file: Path) -> str:
+def _gpu(file: Path, *, with_loop: bool = True) -> str:
     record = json.loads(file.read_text(encoding="utf-8"))
-    loop = {int(beam): _spread(file, one["images_per_s"]) for beam, one in record["loop"].items()}
+    found = record["loop"] if with_loop else {}
+    loop = {int(beam): _spread(file, one["images_per_s"]) for beam, one in found.items()}
     rows = []
     for row in record["rows"]:
         encoder, resident, host = (_spread(file, row[name]) for name in ("encoder", "resident", "host"))
         times = _ratio(ratio_of(loop[row["beam"]], resident)._asdict()) if row["beam"] in loop else ""
         rates = (*map(_whole, (encoder, resident, host)), f"{row['overlapped']:,.0f}")
-        rows.append((row["side"], str(row["batch"]), str(row["beam"]), *rates, times))
+        rows.append((row["side"], str(row["batch"]), str(row["beam"]), *rates, times, f"{row['same_words']:.0%}"))
     columns = ("side", "batch", "beam", "encoder alone", "resident", "host", "overlapped", "times the loop, resident")
-    files = [f"- {one['side']}, {one['images']} files: {one['images_per_s']:,.0f} images/s" for one in record["files"]]
+    table = markdown_table((*columns, "same words as eager"), rows)
+    files = [f"- {one['side']}, {_files(one)}" for one in record["files"]]
     loops = [f"- loop, beam {beam}: {_rate(rate)}" for beam, rate in loop.items()]
-    where = _where(_machine(file, record))
-    return _joined(where, markdown_table(columns, rows), "\n".join([*loops, *files]), _absent(record["unavailable"]))
+    about = _where(_machine(file, record))
+    return _joined(about, table, "\n".join([*loops, *files]), _absent(record["unavailable"]))
+
+
+def _files(found: Mapping[str, Any]) -> str:
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found["shares"].items() if stage != "scan")
+    return (
+        f"{found['images']} files in batches of {found['batch']}, {found['loaders']} loaders: "
+        f"{found['images_per_s']:,.0f} images/s ({shares} of the time)"
+    )
 
 
 def _whole(rate: Spread) -> str:
@@ -184,6 +195,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "benchmark": _benchmark,
     "guard": _guard,
     "gpu": _gpu,
+    "gpu_rates": partial(_gpu, with_loop=False),
 }
 
 

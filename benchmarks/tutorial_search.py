@@ -96,7 +96,8 @@ def caption_image(
     annotations = encoder(image.unsqueeze(0))
     annotations = annotations.view(1, -1, annotations.shape[-1]).expand(beam, -1, -1)
     hidden, cell = (layer(annotations.mean(dim=1)) for layer in (decoder.init_h, decoder.init_c))
-    sequences, scores = torch.full((beam, 1), vocabulary.start), torch.zeros(beam, 1)
+    sequences = torch.full((beam, 1), vocabulary.start, device=image.device)
+    scores = torch.zeros(beam, 1, device=image.device)
     ended: list[tuple[float, list[int]]] = []
     for step in range(MAX_STEPS):
         log_probs, hidden, cell = decoder(sequences[:, -1], hidden, cell, annotations[: len(sequences)])

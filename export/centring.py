@@ -26,7 +26,7 @@ def centre_clips(model: ModelProto) -> ModelProto:
     makers = {output: node for node in graph.node for output in node.output}
     reads = Counter([*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)])
     for after in graph.node:
-        clip = makers.get(after.input[0])
+        clip = makers.get(after.input[0]) if after.input else None
         before = clip and makers.get(clip.input[0])
         if clip and before and _can_be_centred(before, clip, after, values, reads):
             _centre(before, clip, after, values)

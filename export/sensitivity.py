@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 from export.verification import OnnxGraph
 
 _WORTH = 4
-"""A convolution is worth floats if it loses so many times more, for what it computes, than the others together."""
+"""A convolution is worth floats if it loses so many times, for what it computes, what all that are left do."""
 
 
 def most_sensitive(model: ModelProto, quantised: ModelProto, pixels: NDArray[np.uint8], *, share: float) -> set[str]:
@@ -25,6 +25,8 @@ def most_sensitive(model: ModelProto, quantised: ModelProto, pixels: NDArray[np.
     share : of the multiply-adds of all, what they may take at most
     """
     work = _multiply_adds(model)
+    if not share:
+        return set()
     expected = _annotations(model, pixels)
     errors = {}
     for name in work:
@@ -77,7 +79,7 @@ def _annotations(model: ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.flo
 
 
 def worth_floats(work: dict[str, int], errors: dict[str, float], share: float) -> set[str]:
-    """Convolutions by error per multiply-add, the highest first, while that is far above what remains has."""
+    """Convolutions, highest error per multiply-add first, where it is far above that of all left and there is room."""
     rest, room = dict(errors), share * sum(work.values())
     for name in sorted(work, key=lambda one: errors[one] / work[one], reverse=True):
         mean = sum(rest.values()) / sum(work[one] for one in rest)

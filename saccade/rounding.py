@@ -34,7 +34,7 @@ def rounded(weight: NDArray[np.float32], precision: Half) -> NDArray[np.float32]
     """
     nearest = _NEAREST[precision]
     rows = weight.reshape(len(weight), -1)
-    order = np.argsort(-np.abs(rows), axis=1)
+    order = np.argsort(-np.abs(rows), axis=1, kind="stable")
     found = np.ascontiguousarray(np.take_along_axis(rows, order, axis=1).T)
     error = np.zeros_like(found[0])
     for first in range(0, len(found), _AT_A_TIME):

@@ -255,11 +255,11 @@ class _Trace:
         live = np.zeros_like(finished)
         live[-1] = self._live  # by rank, which is best first already
         normalised = self._normalised(scores, np.arange(1, len(scores) + 1)[:, None, None])
-        rank = np.where(finished, -normalised, np.where(live, 0.0, np.inf))
-        group, rank = (
-            part.transpose(1, 0, 2).reshape(scores.shape[1], -1) for part in (np.where(finished, 0, 2 - live), rank)
+        cost = np.where(finished, -normalised, np.where(live, 0.0, np.inf))
+        group, cost = (
+            part.transpose(1, 0, 2).reshape(scores.shape[1], -1) for part in (np.where(finished, 0, 2 - live), cost)
         )
-        order = np.lexsort((rank, group), axis=-1)[:, : self._options.n_best]
+        order = np.lexsort((cost, group), axis=-1)[:, : self._options.n_best]
         counts = np.minimum((group < 2).sum(axis=-1), order.shape[1])
         return *np.divmod(order, scores.shape[2]), counts
 

@@ -33,8 +33,8 @@ def with_fused_convolutions(network: nn.Module) -> nn.Module:
 def _fuse(rectifier: fx.Node, traced: fx.GraphModule) -> None:
     """Put what computes the argument of a rectifier into one call, where there is one."""
     (argument,) = rectifier.all_input_nodes
-    is_sum = argument.target in _ADDITIONS and len(argument.users) == 1
-    summands = argument.all_input_nodes if is_sum else [argument]
+    is_sum = argument.target in _ADDITIONS and len(argument.users) == 1 and len(argument.all_input_nodes) == 2
+    summands = argument.all_input_nodes if is_sum and not argument.kwargs else [argument]
     convolution = next((one for one in summands if _is_module(one, traced, nn.Conv2d) and len(one.users) == 1), None)
     if convolution is None:
         return

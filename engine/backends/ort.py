@@ -6,14 +6,14 @@ import ctypes
 import io
 import logging
 import re
-import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import onnxruntime
@@ -26,6 +26,15 @@ from saccade.files import cache_directory
 from saccade.machine import saturates_int8
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Place(Protocol):
+    """Where work is done."""
+
+    def __call__(self, work: Callable[[], T]) -> T: ...
+
 
 _Providers = Sequence[tuple[str, Mapping[str, Any]]]
 _ERROR, _FATAL = 3, 4
@@ -75,8 +84,8 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, p
     if _DEVICES[provider] == "cuda":
         # cuDNN reports every kernel that it looked for in vain as an error, past the severity of a session.
         onnxruntime.set_default_logger_severity(_FATAL)
-    turn = threading.Lock() if provider in _CAPTURING else nullcontext()
-    graphs = {name: _Graph(bundle, name, precision, provider, threads, turn) for name in ("encoder", "step")}
+    place: _Place = _OneThread() if provider in _CAPTURING else _here
+    graphs = {name: _Graph(bundle, name, precision, provider, threads, place) for name in ("encoder", "step")}
     device = provider.removesuffix("ExecutionProvider")
     slow = " (slow: this processor has no VNNI)" if precision == "int8" and saturates_int8() else ""
     return BufferedBackend(
@@ -107,6 +116,23 @@ def _kept_plans() -> dict[str, Any]:
     return enabled | {f"trt_{kind}_cache_path": str(folder) for kind in kinds}
 
 
+def _here(work: Callable[[], T]) -> T:
+    return work()
+
+
+class _OneThread:
+    """Does all work in a thread of its own, one thing after the other.
+
+    ONNX Runtime keeps captured graphs by thread, and what another thread does on the GPU during a capture breaks it.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saccade-onnxruntime")
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        return self._pool.submit(work).result()
+
+
 class _Graph:
     """Sessions of one graph as an `Executor`.
 
@@ -121,18 +147,18 @@ class _Graph:
         precision: Precision,
         provider: str,
         threads: int,
-        turn: AbstractContextManager[object],
+        place: _Place,
     ) -> None:
-        """Turn : held by whoever uses the GPU. What another thread did there during a capture would break it."""
+        """Place : where ONNX Runtime is called."""
         self.spec = bundle.graph(name, precision)
         self._path = bundle.path / self.spec.file
-        self._provider, self._threads, self._turn = provider, threads, turn
+        self._provider, self._threads, self._place = provider, threads, place
         self._providers = _providers(provider, precision)
         self._as_it_is = precision == "int8" and saturates_int8()
         self._numbers = count(1)
         self._fixed: dict[tuple[tuple[str, int], ...], Any] = {}
         try:
-            self._session = self._opened(self._providers)
+            self._session = place(lambda: self._opened(self._providers))
         except Exception as error:
             raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path}: {error}") from error
         if (found := self._session.get_providers())[0] != provider:
@@ -143,10 +169,14 @@ class _Graph:
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the provider's device."""
-        return _Buffer(shape, np.dtype(tensor.dtype), _DEVICES[self._provider], self._turn)
+        return _Buffer(shape, np.dtype(tensor.dtype), _DEVICES[self._provider], self._place)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         """An IOBinding: nothing is copied between the runs."""
+        run = self._place(lambda: self._bound(inputs, outputs))
+        return lambda: self._place(run)
+
+    def _bound(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         session = self._session_for({name: cast("_Buffer", buffer).shape for name, buffer in inputs.items()})
         binding = session.io_binding()
         for name, buffer in inputs.items():
@@ -157,9 +187,13 @@ class _Graph:
         options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))  # each binding has a captured graph
 
         def run() -> None:
-            with self._turn:
+            try:
                 session.run_with_iobinding(binding, options)
                 binding.synchronize_outputs()
+            except Exception as error:
+                raise BackendError(
+                    f"ONNX Runtime {onnxruntime.__version__} cannot run {self._path}: {error}"
+                ) from error
 
         return run
 
@@ -197,20 +231,16 @@ class _Graph:
 class _Buffer:
     """An OrtValue that stays where it is."""
 
-    def __init__(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str, turn: AbstractContextManager[object]
-    ) -> None:
-        self.shape, self._dtype, self._turn = shape, dtype, turn
-        self.value: Any = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device, 0)
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str, place: _Place) -> None:
+        self.shape, self._dtype, self._place = shape, dtype, place
+        self.value: Any = place(lambda: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device, 0))
 
     def write(self, values: NDArray[Any]) -> None:
         """Copy from the host."""
         values = np.ascontiguousarray(np.broadcast_to(values, self.shape), self._dtype)
-        with self._turn:
-            self.value.update_inplace(values)
+        self._place(lambda: self.value.update_inplace(values))
 
     def read(self) -> NDArray[Any]:
         """A copy on the host."""
-        with self._turn:
-            values: NDArray[Any] = self.value.numpy()  # of a CPU, not a copy yet
+        values: NDArray[Any] = self._place(lambda: self.value.numpy())  # of a CPU, not a copy yet
         return values.astype(np.float32 if values.dtype == np.float16 else values.dtype)

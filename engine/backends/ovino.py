@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,14 +124,19 @@ class _Graph:
         shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)
         if shapes not in self._compiled:
             try:
-                model = read_graph(self._core, self._path)
-                if self._settings["INFERENCE_PRECISION_HINT"] == "bf16":
-                    round_weights(model)
+                model = self._read.clone()
                 model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
                 self._compiled[shapes] = self._core.compile_model(model, _DEVICE, dict(self._settings))
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO {openvino.__version__} cannot compile {self._path}: {error}") from error
         return self._compiled[shapes]
+
+    @cached_property
+    def _read(self) -> openvino.Model:
+        model = read_graph(self._core, self._path)
+        if self._settings["INFERENCE_PRECISION_HINT"] == "bf16":
+            round_weights(model)
+        return model
 
 
 class _Buffer:

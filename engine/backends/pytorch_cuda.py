@@ -49,7 +49,8 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, d
     captioner.encoder.to(memory_format=torch.channels_last)
     if device == "cuda" and precision != "fp32":  # float32 is to round as the reference does
         _fuse(captioner)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    # For the process: 16 bits do not need it, and whoever compares has a backend in float32 beside this one.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     step = StepGraph(captioner.decoder, end=bundle.vocabulary.end)
     return BufferedBackend(
@@ -62,7 +63,7 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, d
 
 
 def _fuse(captioner: Captioner) -> None:
-    """Use kernels that do several things in one pass over memory, as far as they run here."""
+    """Use kernels that do several things in one pass over memory; of attention, as far as Triton runs here."""
     captioner.encoder.trunk = with_fused_convolutions(captioner.encoder.trunk)
     attention, weight = captioner.decoder.attention, captioner.decoder.attention.energy.weight
     try:
@@ -96,7 +97,8 @@ class _Queue:
         if not self._stream:
             return work
         # Beside the stream, in which another thread may be searching meanwhile: its calls are none of the capture's.
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # A graph keeps the priority of the stream that it was captured on.
+        beside = torch.cuda.Stream(priority=self._stream.priority)  # type: ignore[no-untyped-call]
         self.finish()
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UP):

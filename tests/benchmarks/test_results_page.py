@@ -91,8 +91,14 @@ def test_variants_are_named_by_how_they_differ_from_the_base(tmp_path: Path) -> 
 
 
 def test_what_has_no_file_yet_is_called_not_measured(tmp_path: Path) -> None:
-    page = renewed("<!-- speed speed.json -->\n| old | 1 |\n<!-- end -->", tmp_path)
+    page = renewed("<!-- speed speed.json -->\n<!-- end -->", tmp_path)
     assert page == "<!-- speed speed.json -->\nNot measured yet.\n<!-- end -->"
+    assert renewed(page, tmp_path) == page
+
+
+def test_a_table_that_lost_its_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"speed\.json, of which the page has a table, does not exist"):
+        renewed("<!-- speed speed.json -->\n| old | 1 |\n<!-- end -->", tmp_path)
 
 
 @pytest.mark.parametrize(

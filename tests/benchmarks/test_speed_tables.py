@@ -262,23 +262,37 @@ def test_a_gpu_has_rates_by_where_pixels_are_and_ratios_to_the_loop_of_the_same_
         "resident": asdict(spread_of([5000.0, 5000.0])),
         "host": asdict(spread_of([4800.0, 4800.0])),
         "overlapped": 5600.4,
+        "same_words": 0.25,
     }
     record = {
         "machine": asdict(MACHINE),
         "loop": {"3": {"images_per_s": asdict(spread_of([50.0, 50.0])), "words": 8.0}},
         "rows": [row, row | {"beam": 1}],
-        "files": [{"side": "pytorch-cuda:fp16", "images": 2048, "images_per_s": 1000.4}],
+        "files": [
+            {
+                "side": "pytorch-cuda:fp16",
+                "images": 2048,
+                "images_per_s": 1000.4,
+                "batch": 128,
+                "loaders": 16,
+                "shares": {"scan": 0.0, "decode": 0.7, "encode": 0.85},
+            }
+        ],
         "unavailable": {"ort-cuda:fp16": "no provider"},
     }
     (tmp_path / "found.json").write_text(json.dumps(record))
     found = shown("gpu", tmp_path)
     assert found[0] == WHERE
     assert [line[3:] for line in rows(found)[1:]] == [
-        ["14,000 ±0%", "5,000 ±0%", "4,800 ±0%", "5,600", "100.00 (100.00 to 100.00)"],
-        ["14,000 ±0%", "5,000 ±0%", "4,800 ±0%", "5,600", ""],
+        ["14,000 ±0%", "5,000 ±0%", "4,800 ±0%", "5,600", "100.00 (100.00 to 100.00)", "25%"],
+        ["14,000 ±0%", "5,000 ±0%", "4,800 ±0%", "5,600", "", "25%"],
     ]
     assert found[-3:] == [
         "- loop, beam 3: 50.00 ±0.0%",
-        "- pytorch-cuda:fp16, 2048 files: 1,000 images/s",
+        "- pytorch-cuda:fp16, 2048 files in batches of 128, 16 loaders: 1,000 images/s "
+        "(decode 70%, encode 85% of the time)",
         "- ort-cuda:fp16: not available here: no provider",
     ]
+    alone = shown("gpu_rates", tmp_path)
+    assert [line[-2:] for line in rows(alone)[1:]] == [["", "25%"]] * 2
+    assert "loop, beam" not in "".join(alone)

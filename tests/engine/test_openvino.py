@@ -8,36 +8,57 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
+from openvino import opset11 as ops
 
 from engine.backends.ovino import read_graph, round_weights
-from saccade.rounding import rounded
+from saccade.rounding import bfloat16_bits, from_bfloat16_bits
+
+WEIGHT = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+INPUTS = np.ones((2, 64), np.float32)
 
 
-def weights(model: openvino.Model) -> dict[str, NDArray[np.float32]]:
-    """Of convolutions and linear maps, by the name of the operator."""
-    found = {}
-    for node in model.get_ops():
-        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
-            source = node.input_value(1).get_node()
-            source = source.input_value(0).get_node() if source.get_type_name() == "Reshape" else source
-            if source.get_type_name() == "Constant":
-                weight = source.data.copy()
-                by_column = node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]
-                found[node.get_friendly_name()] = weight.T if by_column else weight
-    return found
+def nearest(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return from_bfloat16_bits(bfloat16_bits(values))
 
 
-@pytest.mark.parametrize("graph", ["encoder", "step"])
-def test_weights_for_bfloat16_keep_the_sums_over_each_output(tiny_bundle: Path, graph: str) -> None:
-    model = read_graph(openvino.Core(), tiny_bundle / f"{graph}.onnx")
-    before = weights(model)
+def outputs(model: openvino.Model, *inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled(list(inputs))[0])
+
+
+def linear(weight: NDArray[np.float32], *, by_row: bool) -> openvino.Model:
+    given = ops.parameter(INPUTS.shape, np.float32)
+    return openvino.Model([ops.matmul(given, ops.constant(weight), False, by_row)], [given])
+
+
+def convolution(weight: NDArray[np.float32]) -> openvino.Model:
+    """Of a picture of one place: a linear map of its channels."""
+    given = ops.parameter((2, 64, 1, 1), np.float32)
+    filters = ops.constant(np.ascontiguousarray(weight.T)[:, :, None, None])
+    return openvino.Model([ops.convolution(given, filters, (1, 1), (0, 0), (0, 0), (1, 1))], [given])
+
+
+@pytest.mark.parametrize("kind", ["by column", "by row", "convolution"])
+def test_weights_for_bfloat16_keep_what_alike_inputs_add_up_to(kind: str) -> None:
+    """Inputs of ones give the sum of an output's weights, which rounding one by one changes."""
+    weight = np.ascontiguousarray(WEIGHT.T) if kind == "by row" else WEIGHT
+    model = convolution(WEIGHT) if kind == "convolution" else linear(weight, by_row=kind == "by row")
+    inputs = INPUTS[:, :, None, None] if kind == "convolution" else INPUTS
+    expected = outputs(model, inputs)
     round_weights(model)
-    after = weights(model)
-    assert len(before) >= 3
-    assert after.keys() == before.keys()
-    for name, weight in before.items():
-        np.testing.assert_array_equal(after[name], rounded(weight, "bf16"))
-        assert not np.array_equal(after[name], weight)
+    error = np.abs(outputs(model, inputs) - expected)
+    usual = np.abs((nearest(WEIGHT) - WEIGHT).sum(axis=0))
+    assert 0 < error.max() < 0.2 * usual.mean()
+
+
+def test_weights_that_are_8_bit_integers_stay_as_they_are() -> None:
+    given = ops.parameter(INPUTS.shape, np.float32)
+    integers = ops.constant(np.round(10 * WEIGHT).astype(np.int8))
+    weight = ops.multiply(ops.convert(integers, np.float32), ops.constant(np.float32(0.1)))
+    model = openvino.Model([ops.matmul(given, weight, False, False)], [given])
+    expected = outputs(model, INPUTS)
+    round_weights(model)
+    np.testing.assert_array_equal(outputs(model, INPUTS), expected)
 
 
 def test_a_graph_with_rounded_weights_computes_nearly_the_same(tiny_bundle: Path) -> None:
@@ -45,7 +66,5 @@ def test_a_graph_with_rounded_weights_computes_nearly_the_same(tiny_bundle: Path
     plain, low = (read_graph(core, tiny_bundle / "encoder.onnx") for _ in range(2))
     round_weights(low)
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
-    expected, found = (
-        core.compile_model(model, "CPU", hint)({"pixels": pixels})["annotations"] for model in (plain, low)
-    )
+    expected, found = (core.compile_model(one, "CPU", hint)({"pixels": pixels})["annotations"] for one in (plain, low))
     assert 0 < np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)

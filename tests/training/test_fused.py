@@ -74,7 +74,7 @@ def test_every_rectifier_of_a_convolution_is_fused(name: str, numbers: Numbers, 
 
 
 class Branches(nn.Module):
-    """A convolution whose output is wanted with and without its rectifier, and a sum of no convolution."""
+    """A convolution wanted with and without its rectifier, a sum of no convolution, and one of it and a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,8 @@ class Branches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         made = self.convolution(images)
-        rectified: Tensor = self.rectifier(made) + made + self.rectifier(images + 1)
+        other = self.convolution(images)
+        rectified: Tensor = self.rectifier(made) + made + self.rectifier(images + 1) + self.rectifier(other + 2)
         return rectified
 
 
