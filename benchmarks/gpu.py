@@ -37,13 +37,13 @@ from benchmarks.imported import TOLERANCE, ModelSizes, import_and_export, normal
 from benchmarks.machine import Machine, this_machine
 from benchmarks.scenarios import Subject, measure_rate
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.throughput import write_photographs
+from benchmarks.throughput import Measured, engine_side, write_photographs
 from benchmarks.timed_backend import timed_transfers
 from benchmarks.tutorial_search import MAX_STEPS, DecoderWithAttention, Encoder, caption_image
 from benchmarks.windows import Spread, WindowOptions, repeat
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
-from engine.pipeline import Stages, ahead, each
+from engine.pipeline import ahead, each
 from export.bundle import ExportOptions
 from saccade.bundle import Bundle, Precision
 from saccade.errors import BackendError
@@ -84,8 +84,8 @@ class Report:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self._path = path
-        self._content: dict[str, Any] = {"benchmark": "gpu", **about, "loop": {}, "rows": [], "files": []}
-        self._content["unavailable"] = {}
+        figures: dict[str, Any] = {"loop": {}, "rows": [], "files": [], "unavailable": {}}
+        self._content = {"benchmark": "gpu", **about, **figures}
 
     def add(self, kind: str, value: Mapping[str, Any]) -> None:
         """Append to a list, or put into a mapping, and write the file."""
@@ -193,13 +193,12 @@ def agreement(subject: Subject, pixels: Pixels, batch: int, expected: Captions) 
 def measure_files(subject: Subject, paths: Sequence[Path], batch: int) -> dict[str, Any]:
     """Images per second of a run of the engine, and where its time goes."""
     options = CaptionOptions(search=subject.search, batch=batch, loaders=os.cpu_count() or 1)
-    captioner = Captioner(subject.bundle, subject.backend, options)
-    for _ in captioner.caption(paths[: 2 * batch]):
-        pass
-    stages, began = Stages(), time.perf_counter()
-    done = sum(1 for _ in captioner.caption(paths, stages=stages))
-    rate = done / (time.perf_counter() - began)
-    return {"images": done, "images_per_s": rate, "loaders": options.loaders, "shares": stages.shares()}
+    caption, measured = engine_side(Captioner(subject.bundle, subject.backend, options)), Measured()
+    caption(paths[: 2 * batch], measured)
+    began = time.perf_counter()
+    caption(paths, measured)
+    rate = len(paths) / (time.perf_counter() - began)
+    return {"images": len(paths), "images_per_s": rate, "loaders": options.loaders, "shares": dict(measured.shares)}
 
 
 @dataclass(frozen=True, slots=True)

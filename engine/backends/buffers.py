@@ -79,7 +79,7 @@ class BufferedBackend:
     def run(self, graph: str, inputs: Arrays) -> Arrays:
         """Run graph "encoder" or "step" once on arrays of the host, with fresh buffers: for comparisons."""
         executor = self._executors[graph]
-        sizes = _sizes(executor.spec, inputs)
+        sizes = axis_sizes(executor.spec, {name: values.shape for name, values in inputs.items()})
         given = {tensor.name: _buffer(executor, tensor, sizes) for tensor in executor.spec.inputs}
         found = {tensor.name: _buffer(executor, tensor, sizes) for tensor in executor.spec.outputs}
         for name, buffer in given.items():
@@ -189,7 +189,7 @@ def _buffer(executor: Executor, tensor: TensorSpec, sizes: Mapping[str, int]) ->
     return executor.empty(tensor, tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape))
 
 
-def _sizes(spec: GraphSpec, inputs: Arrays) -> dict[str, int]:
-    """The axes that vary, by name, as the inputs have them."""
-    pairs = ((axis, size) for t in spec.inputs for axis, size in zip(t.shape, inputs[t.name].shape, strict=True))
+def axis_sizes(spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The axes that vary, by name, as inputs of these shapes have them."""
+    pairs = ((axis, size) for t in spec.inputs for axis, size in zip(t.shape, shapes[t.name], strict=True))
     return {axis: size for axis, size in pairs if isinstance(axis, str)}

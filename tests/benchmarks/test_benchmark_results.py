@@ -27,22 +27,11 @@ from benchmarks.benchmark_results import (
 )
 from benchmarks.benchmark_tables import comparison_table, markdown, tables_of
 from benchmarks.charts import Point, bar_chart, point_chart
-from benchmarks.machine import Energy, Gpu, Machine
+from benchmarks.machine import Energy, Gpu
 from benchmarks.stages import STAGES, StageTimes
 from benchmarks.windows import spread_of
 from saccade.errors import ConfigError, DataError
-
-MACHINE = Machine(
-    processor="A processor",
-    cores=2,
-    memory_gib=16.0,
-    system="Linux",
-    gpus=(),
-    load=0.1,
-    commit="0123456789abcdef",
-    changed=False,
-    versions={"saccade": "1"},
-)
+from tests.benchmarks.made_up import MACHINE
 
 
 def row(**changes: Any) -> Row:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.benchmark_results import SCHEMA, Benchmark, Load, Row, Server, Unavailable, latency_of, write
-from benchmarks.machine import Machine
 from benchmarks.results_page import renewed
 from benchmarks.windows import Ratio, spread_of
+from tests.benchmarks import made_up
 
-MACHINE = Machine(
-    processor="A processor",
-    cores=2,
-    memory_gib=16.0,
-    system="Linux",
-    gpus=(),
-    load=0.1,
-    commit="0123456789abcdef",
-    changed=True,
-    versions={"saccade": "1", "torch": "3.2"},
-)
+MACHINE = replace(made_up.MACHINE, changed=True, versions={"saccade": "1", "torch": "3.2"})
 WHERE = "A processor, 2 cores, load 0.1; saccade 1, torch 3.2, commit 0123456789ab and changes"
 
 

@@ -412,11 +412,19 @@ def test_searches_that_overlap_do_not_disturb_each_other(tiny_bundle: Path, back
 def test_sessions_with_shapes_of_their_own_caption_as_the_reference(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ONNX Runtime runs on a GPU; here it captures nothing."""
+    """As ONNX Runtime runs on a GPU, all in one thread; here it captures nothing."""
+    opened, threads = engine.backends.ort._Graph._opened, set()
+
+    def watched(*given: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return opened(*given)
+
     monkeypatch.setattr(engine.backends.ort, "_CAPTURING", {"CPUExecutionProvider": {}})
+    monkeypatch.setattr(engine.backends.ort._Graph, "_opened", watched)
     for beam in (1, 3):
         expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam)
         assert_same(hypotheses(tiny_bundle, backend="ort", beam=beam), expected)
+    assert threads == {"saccade-onnxruntime_0"}
 
 
 def test_where_a_capture_is_refused_the_graph_runs_as_it_is(
