@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 
 from benchmarks.benchmark_report import write_report
-from benchmarks.benchmark_results import Benchmark, Level, Row, Scenario, Unavailable, as_json, pairs_of, read, write
+from benchmarks.benchmark_results import Benchmark, Level, Scenario, as_json, pairs_of, read, write
 from benchmarks.benchmark_tables import comparison_table, label, markdown, print_benchmark, rich_table
 from benchmarks.pictures import pictures_of
 from benchmarks.server import ServerOptions
-from benchmarks.sweep import count, sweep
+from benchmarks.sweep import sweep
 from benchmarks.sweep_options import SweepOptions
 from benchmarks.windows import WindowOptions
 from engine.backends.base import BACKENDS
@@ -180,17 +180,9 @@ def benchmark(
     if bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'.")
     opened, options, reporter = Bundle.open(bundle), _options(**given), Reporter(quiet=quiet)
-    total, done = count(options), 0
     with pictures_of(images, opened.manifest.preprocessing) as pictures:
         reporter.say(f"captioning {pictures.source}")
-        with reporter.task("measuring", total, unit="configurations") as update:
-
-            def found(_: Row | Unavailable) -> None:
-                nonlocal done
-                done += 1
-                update(done)
-
-            measured = sweep(opened, pictures, options, found=found)
+        measured = sweep(opened, pictures, options, reporter)
     if out:
         _write(measured, out)
     if as_object:

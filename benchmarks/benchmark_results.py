@@ -197,9 +197,9 @@ def pairs_of(one: Benchmark, other: Benchmark, *, force: bool = False) -> list[P
     Raises ConfigError where there is none, and, unless forced, where the bundle, the images, the options that decide
     the work, or the hardware differ: the ratio would be of several things at once.
     """
-    differing = _differing(one, other)
-    if differing and not force:
-        raise ConfigError(f"not comparable: {'; '.join(differing)}; compare anyway with --force")
+    problems = differing(one, other)
+    if problems and not force:
+        raise ConfigError(f"not comparable: {'; '.join(problems)}; compare anyway with --force")
     others = {row.key: row for row in other.rows}
     pairs = [
         Pair(row, others[row.key], ratio_of(row.images_per_s, rate))
@@ -211,7 +211,8 @@ def pairs_of(one: Benchmark, other: Benchmark, *, force: bool = False) -> list[P
     return pairs
 
 
-def _differing(one: Benchmark, other: Benchmark) -> list[str]:
+def differing(one: Benchmark, other: Benchmark) -> list[str]:
+    """In words, what makes the rates of two benchmarks those of different things."""
     names = {"fingerprint": "bundle", "images_digest": "images", "max_length": "max_length", "threads": "threads"}
     found = [
         f"{name} {getattr(one, field):.12} and {getattr(other, field):.12}"

@@ -13,7 +13,7 @@ from rich.text import Text
 from benchmarks.benchmark_results import Benchmark, Level, Pair, Row, Scenario
 from benchmarks.markdown import markdown_table, plain
 from benchmarks.stages import STAGES
-from benchmarks.windows import NOISY, Spread
+from benchmarks.windows import NOISY, Spread, paired_ratio
 
 PERCENTILES = (50, 90, 95, 99)
 SCENARIOS: dict[Scenario, str] = {
@@ -27,6 +27,10 @@ LEVELS: dict[Level, str] = {
     "files-warm": "files, cached",
     "files-cold": "files, not cached",
 }
+
+
+_REFERENCE = "pytorch"
+BY_REFERENCE = f"by {_REFERENCE}"
 
 
 class Table(NamedTuple):
@@ -133,26 +137,38 @@ def _single_stream(rows: Sequence[Row]) -> Table:
             *(row.name, str(row.beam)),
             *(f"{row.latency.percentile(percent):.1f}" for percent in PERCENTILES),
             *_rate(row.images_per_s),
-            *(f"{row.words:.1f}", *_costs(row)),
+            *(by_reference(row, rows), f"{row.words:.1f}", *_costs(row)),
         )
         for row in rows
         if row.scenario == "single-stream"
     ]
-    columns = ("backend", "beam", *percentiles, "images/s", "±", "CV", "words", *_COSTS)
+    columns = ("backend", "beam", *percentiles, "images/s", "±", "CV", BY_REFERENCE, "words", *_COSTS)
     return Table(SCENARIOS["single-stream"], columns, found, _INTERVAL)
 
 
 def _offline(rows: Sequence[Row]) -> Table:
     found = [
         (
-            *(row.name, str(row.batch), str(row.beam), *_rate(row.images_per_s)),
+            *(row.name, str(row.batch), str(row.beam), *_rate(row.images_per_s), by_reference(row, rows)),
             *(f"{row.tokens_per_s:.0f}", f"{row.words:.1f}", f"{row.latency.percentile(50):.1f}"),
             *_costs(row),
         )
         for row in rows
         if row.scenario == "offline"
     ]
-    columns = ("backend", "batch", "beam", "images/s", "±", "CV", "words/s", "words", "batch ms", *_COSTS)
+    columns = (
+        "backend",
+        "batch",
+        "beam",
+        "images/s",
+        "±",
+        "CV",
+        BY_REFERENCE,
+        "words/s",
+        "words",
+        "batch ms",
+        *_COSTS,
+    )
     return Table(SCENARIOS["offline"], columns, found, _INTERVAL)
 
 
@@ -205,7 +221,10 @@ def _server(rows: Sequence[Row]) -> Table:
 
 
 _COSTS = ("MiB", "J/image", "open s", "first s")
-_INTERVAL = "±: half the 95 % interval of the rate. CV: coefficient of variation of the windows. MiB: peak, resident."
+_INTERVAL = (
+    "±: half the 95 % interval of the rate. CV: coefficient of variation of the windows. "
+    f"{BY_REFERENCE.capitalize()}: how many times its rate, turn by turn. MiB: peak, resident."
+)
 
 
 def _costs(row: Row) -> tuple[str, ...]:
@@ -216,6 +235,18 @@ def _costs(row: Row) -> tuple[str, ...]:
 
 def _rate(rate: Spread | None) -> tuple[str, str, str]:
     return (f"{rate.mean:.1f}", f"{rate.half_width:.1%}", f"{rate.variation:.1%}") if rate else ("", "", "")
+
+
+def by_reference(row: Row, rows: Sequence[Row]) -> str:
+    """How many times the rate of the reference the row has, in the same turns and with the same load."""
+    for base in rows:
+        if base.backend == _REFERENCE and base.key[3:] == row.key[3:] and base.scenario == row.scenario:
+            one, other = base.images_per_s, row.images_per_s
+            if row is base or not one or not other or len(one.windows) != len(other.windows):
+                return ""
+            ratio = paired_ratio(one, other)
+            return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return ""
 
 
 def _with_interval(rate: Spread | None) -> str:

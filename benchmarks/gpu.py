@@ -35,12 +35,12 @@ from numpy.typing import NDArray
 
 from benchmarks.imported import TOLERANCE, ModelSizes, import_and_export, normalised, random_model, random_pixels
 from benchmarks.machine import Machine, this_machine
-from benchmarks.scenarios import Subject, measure_rate
+from benchmarks.scenarios import InARow, Subject
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.throughput import Measured, engine_side, write_photographs
 from benchmarks.timed_backend import timed_transfers
 from benchmarks.tutorial_search import MAX_STEPS, DecoderWithAttention, Encoder, caption_image
-from benchmarks.windows import Spread, WindowOptions, repeat
+from benchmarks.windows import Spread, WindowOptions, in_turns, repeat
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
 from engine.pipeline import ahead, each
@@ -159,7 +159,9 @@ def measure_row(side: str, subject: Subject, pixels: Pixels, batch: int, expecte
     """All figures of one size. Raises BackendError where it does not run."""
     numbers = np.arange(2 * batch) % len(pixels)
     batches = [pixels[numbers[:batch]], pixels[numbers[batch:]]]
-    host, resident, _ = measure_rate(subject, batches, _WINDOWS)
+    in_a_row = InARow(subject, batches, watch := Stopwatch())
+    with timed_transfers(subject.backend, watch):
+        (host,) = in_turns([lambda: in_a_row.window(_WINDOWS.seconds)], _WINDOWS)
     encoder = measure_encoder(subject, batches[0])
     subject.warm_up(batches[0])
     count = max(4, round(_OVERLAPPED_S * host.mean / batch))
@@ -169,7 +171,7 @@ def measure_row(side: str, subject: Subject, pixels: Pixels, batch: int, expecte
         runs_on=subject.backend.description,
         batch=batch,
         beam=subject.search.beam,
-        resident=resident or host,
+        resident=in_a_row.resident(host) or host,
         host=host,
         overlapped=measure_overlapped(subject, batches, count=count),
         encoder=encoder,

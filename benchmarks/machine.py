@@ -91,6 +91,24 @@ def device_mib() -> float | None:
     return sum(taken) if taken else None
 
 
+class MemoryUse:
+    """Memory that was taken since it was made: of backends that are opened one after the other, each has its own."""
+
+    def __init__(self, *, bare_mib: float = 0.0) -> None:
+        """bare_mib : resident memory of the process without any backend, which counts for each."""
+        forget_peak()
+        self._resident, self._device = peak_mib() - bare_mib, device_mib()
+
+    def peak_mib(self) -> float:
+        """The most that was resident, without what other backends had taken before."""
+        return peak_mib() - self._resident
+
+    def device_mib(self) -> float | None:
+        """Of all GPUs, by any process; None without a GPU."""
+        now = device_mib()
+        return None if now is None or self._device is None else now - self._device
+
+
 class Energy:
     """Joules that the processors took since it was made, as RAPL counts them."""
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -43,7 +42,7 @@ from torch import Tensor
 from benchmarks.imported import ModelSizes, import_and_export, normalised, random_model, random_pixels
 from benchmarks.machine import this_machine
 from benchmarks.tutorial_search import MAX_STEPS, Attention, DecoderWithAttention, Encoder, caption_image
-from benchmarks.windows import Ratio, Spread, spread_of
+from benchmarks.windows import Spread, paired_ratio, spread_of
 from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import Bundle, Precision
@@ -139,15 +138,6 @@ def alternate(sides: Mapping[str, Side], pixels: Pixels, *, rounds: int) -> dict
     return {name: spread_of(found) for name, found in rates.items()}
 
 
-def times(base: Spread, rate: Spread) -> Ratio:
-    """How many times the rate of `base` the other is, round by round: what slows a round slows both.
-
-    The geometric mean, with Student's interval of the logarithms.
-    """
-    found = spread_of([math.log(other / one) for one, other in zip(base.windows, rate.windows, strict=True)])
-    return Ratio(math.exp(found.mean), math.exp(found.low), math.exp(found.high))
-
-
 def agreement(captions: Mapping[str, Sequence[tuple[int, ...]]]) -> dict[str, float]:
     """For each side, the share of images to which it gives the tutorial's words."""
     expected = captions["tutorial"]
@@ -161,7 +151,7 @@ def table(rates: Mapping[str, Spread], agreeing: Mapping[str, float]) -> str:
     """A line for each side: rate, how many times that of the tutorial and of cached, and equal captions."""
     lines = [f"{'side':<16}{'images/s':>10}{'by tutorial':>26}{'by cached':>26}{'same words':>12}"]
     for name, rate in rates.items():
-        ratios = (times(rates[base], rate) for base in ("tutorial", "cached"))
+        ratios = (paired_ratio(rates[base], rate) for base in ("tutorial", "cached"))
         cells = (f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in ratios)
         same = f"{agreeing[name]:.0%}" if name in agreeing else ""
         lines.append(f"{name:<16}{rate.mean:>10.3f}" + "".join(f"{cell:>26}" for cell in cells) + f"{same:>12}")
@@ -234,7 +224,7 @@ def _record(rates: Mapping[str, Spread], agreeing: Mapping[str, float]) -> dict[
         "benchmark": "peers",
         "images_per_s": {name: asdict(rate) for name, rate in rates.items()},
         "ratios": {
-            base: {name: times(rates[base], rate)._asdict() for name, rate in rates.items()}
+            base: {name: paired_ratio(rates[base], rate)._asdict() for name, rate in rates.items()}
             for base in ("tutorial", "cached")
         },
         "same_words": dict(agreeing),

@@ -1,81 +1,131 @@
-"""Whether intervals of rates are wide enough: `python -m benchmarks.repeatability BUNDLE`.
+"""Whether intervals hold what they say: `python -m benchmarks.repeatability FILE FILE ...`.
 
-Measured: one configuration, opened anew for every run, run after run. If windows vary at random, the 95 % interval of
-a run holds the mean of all runs in about 19 of 20 cases. Fewer show that the machine changes more slowly than a run
-takes: with other work, with heat, or with the clock of its processor.
+The files are `benchmark.json` of the same `saccade benchmark`, run again and again. If a machine is as steady as the
+intervals of its rates say, the 95 % interval of a run holds the mean of all runs in about 19 of 20 cases. Fewer show
+that the machine changes more slowly than a run takes: with other work, with heat, or with the clock of its processor.
+
+Ratios of a run are of each configuration and the first one of its file, turn by turn: what slows the machine for a
+while slows both.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from benchmarks.machine import this_machine
-from benchmarks.pictures import Pictures, pictures_of
-from benchmarks.scenarios import Subject, measure_rate
-from benchmarks.windows import Spread, WindowOptions
-from engine.backends.base import open_backend
-from engine.captioner import CaptionOptions
-from saccade.bundle import Bundle
+from benchmarks.benchmark_results import Benchmark, Row, differing, read
+from benchmarks.benchmark_tables import label
+from benchmarks.markdown import markdown_table
+from benchmarks.windows import Ratio, Spread, paired_ratio
+from saccade.errors import ConfigError
 
 _ENOUGH = 0.8
 """Of the runs: with ten that agree, fewer than eight come by chance in one of a hundred cases."""
 
+_LEAST = 3
+_COLUMNS = (
+    *("configuration", "images/s, run by run", "median ±", "hold the mean"),
+    *("times the first", "median ±", "hold the mean"),
+)
 
-def agreeing(runs: Sequence[Spread]) -> int:
-    """How many runs have the mean of all in their interval."""
-    mean = statistics.fmean(run.mean for run in runs)
-    return sum(run.low <= mean <= run.high for run in runs)
+
+class Repeated(NamedTuple):
+    """A configuration in every run. The ratios are those to the first configuration, none for itself."""
+
+    name: str
+    rates: tuple[Spread, ...]
+    ratios: tuple[Ratio, ...]
+
+    @property
+    def mean(self) -> float:
+        """Images per second, of all runs."""
+        return statistics.fmean(rate.mean for rate in self.rates)
+
+    @property
+    def mean_ratio(self) -> float:
+        """The geometric mean of all runs."""
+        return math.exp(statistics.fmean(math.log(ratio.value) for ratio in self.ratios))
+
+    @property
+    def agreeing(self) -> int:
+        """How many runs have the mean of all in their interval."""
+        return sum(rate.low <= self.mean <= rate.high for rate in self.rates)
+
+    @property
+    def agreeing_ratios(self) -> int:
+        """The same of the ratios."""
+        return sum(ratio.low <= self.mean_ratio <= ratio.high for ratio in self.ratios)
+
+
+def repeated(runs: Sequence[Benchmark]) -> list[Repeated]:
+    """What all runs have measured in windows. Raises ConfigError where they are not repetitions of one another."""
+    first, *others = runs
+    if any(differing(first, other) or _keys(other) != _keys(first) for other in others):
+        raise ConfigError("these are not runs of the same command on the same machine: give files that are")
+    by_configuration = [[row for row in run.rows if row.images_per_s] for run in runs]
+    found = [(label(rows[0]), tuple(map(_rate, rows))) for rows in zip(*by_configuration, strict=True)]
+    (first_name, bases), *rest = found
+    return [
+        Repeated(first_name, bases, ()),
+        *(Repeated(name, rates, tuple(map(paired_ratio, bases, rates))) for name, rates in rest),
+    ]
+
+
+def table(found: Sequence[Repeated]) -> str:
+    """A line for each configuration."""
+    rows = []
+    for one in found:
+        means, widths = [rate.mean for rate in one.rates], [rate.half_width for rate in one.rates]
+        line = [one.name, f"{min(means):.1f} to {max(means):.1f}", f"{statistics.median(widths):.1%}"]
+        line.append(f"{one.agreeing} of {len(one.rates)}")
+        if one.ratios:
+            ratios = [ratio.value for ratio in one.ratios]
+            half = statistics.median((ratio.high - ratio.low) / 2 / ratio.value for ratio in one.ratios)
+            line += [f"{min(ratios):.2f} to {max(ratios):.2f}", f"{half:.1%}"]
+            line.append(f"{one.agreeing_ratios} of {len(ratios)}")
+        rows.append((*line, *[""] * (len(_COLUMNS) - len(line))))
+    return markdown_table(_COLUMNS, rows)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(min=2))
-@click.option("--backend", default="auto", show_default=True)
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1))
-@click.option("--beam", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option(
-    "--seconds", default=0.5, show_default=True, type=click.FloatRange(min=0, min_open=True), help="A window."
-)
-@click.option("--windows", default=8, show_default=True, type=click.IntRange(min=2), help="At least.")
-@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="[default: random]")
-def main(
-    bundle: Path, runs: int, backend: str, batch: int, beam: int, seconds: float, windows: int, images: Path | None
-) -> None:
-    """Measure BUNDLE several times. The last line is JSON; exits with 1 where the runs do not agree."""
-    machine, opened = this_machine(), Bundle.open(bundle)
-    options = WindowOptions(seconds=seconds, least=windows, most=4 * windows)
-    found: list[Spread] = []
-    with pictures_of(images, opened.manifest.preprocessing) as pictures:
-        for number in range(runs):
-            found.append(_run(opened, backend, pictures, batch, beam, options))
-            run = found[-1]
-            click.echo(f"run {number + 1}: {run.mean:.2f} images/s, {run.low:.2f} to {run.high:.2f}")
-    count = agreeing(found)
-    click.echo(f"{count} of {runs} intervals hold the mean of all runs")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(files: tuple[Path, ...]) -> None:
+    """Say how many runs of `saccade benchmark` agree. The last line is JSON; exits with 1 where too few do."""
+    if len(files) < _LEAST:
+        raise click.UsageError(f"agreement is of {_LEAST} runs or more, not of {len(files)}.")
+    runs = [read(file) for file in files]
+    found = repeated(runs)
+    click.echo(table(found))
     record = {
         "benchmark": "repeatability",
-        "agreeing": count,
-        "runs": [asdict(run) for run in found],
-        "bundle": opened.fingerprint,
-        "options": click.get_current_context().params,
-        "machine": asdict(machine),
+        "runs": len(runs),
+        "configurations": [one._asdict() | {"rates": [asdict(rate) for rate in one.rates]} for one in found],
+        "bundle": runs[0].fingerprint,
+        "images": runs[0].images,
+        "options": runs[0].options,
+        "machine": asdict(runs[0].machine),
     }
-    click.echo(json.dumps(record, default=str))
-    if count < _ENOUGH * runs:
+    click.echo(json.dumps(record))
+    if any(one.agreeing < _ENOUGH * len(runs) for one in found):
         sys.exit(1)
 
 
-def _run(bundle: Bundle, name: str, pictures: Pictures, batch: int, beam: int, options: WindowOptions) -> Spread:
-    search = replace(CaptionOptions().search_options(bundle), beam=beam)
-    with open_backend(name, bundle) as backend:
-        return measure_rate(Subject(bundle, backend, search), pictures.batches(batch), options).images_per_s
+def _keys(run: Benchmark) -> list[tuple[str, str, str, int, int]]:
+    return [row.key for row in run.rows]
+
+
+def _rate(row: Row) -> Spread:
+    if row.images_per_s is None:
+        raise ConfigError(f"{label(row)} was not measured in windows")
+    return row.images_per_s
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
-from benchmarks.benchmark_results import Latency, Level, Row, Scenario, Server, latency_of
-from benchmarks.machine import Energy, device_mib, forget_peak, peak_mib
-from benchmarks.pictures import Pictures
-from benchmarks.scenarios import Subject, Tally, measure_files, measure_rate, measure_server
+from benchmarks.benchmark_results import Level, Row, Scenario, Server, latency_of
+from benchmarks.machine import MemoryUse
+from benchmarks.pictures import Pictures, forget
+from benchmarks.scenarios import FromFiles, InARow, Subject, measure_server
 from benchmarks.stages import StageTimes, Way, measure_stages
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.sweep_options import SweepOptions
@@ -28,124 +28,141 @@ _FED = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """A subject, how it was opened, and how many images it gets at a time."""
+    """A subject, how it was opened, and how many images it gets at a time.
 
+    watch : on the backend, while rates are measured
+    memory : since before it was opened
+    """
+
+    scenario: Scenario
     backend: str
     subject: Subject
+    watch: Stopwatch
+    memory: MemoryUse
     open_s: float
     batch: int
 
+    @property
+    def name(self) -> str:
+        """In words, as far as it was asked for."""
+        precision, beam = self.subject.backend.precision, self.subject.search.beam
+        return f"{self.backend} {precision}, {self.scenario}, batch {self.batch}, beam {beam}"
 
-def row_of(scenario: Scenario, configuration: Configuration, pictures: Pictures, options: SweepOptions) -> Row:
-    """Measure. Raises BackendError where it does not run, OutputError where a server holds no rate."""
-    forget_peak()
-    return _SCENARIOS[scenario](configuration, pictures, options)
-
-
-def _single_stream(configuration: Configuration, pictures: Pictures, options: SweepOptions) -> Row:
-    row, _ = _in_windows("single-stream", configuration, pictures, options)
-    return row
-
-
-def _offline(configuration: Configuration, pictures: Pictures, options: SweepOptions) -> Row:
-    row, resident = _in_windows("offline", configuration, pictures, options)
-    row = replace(row, stages=_stages(configuration, pictures))
-    levels: dict[Level, Spread | None] = {"device": resident, "host": row.images_per_s}
-    bottleneck = None
-    for level in options.levels:
-        if level.startswith("files"):
-            cold = level == "files-cold"
-            files = measure_files(
-                configuration.subject, pictures, options.windows, batch=configuration.batch, cold=cold
-            )
-            levels[level] = files and files.images_per_s
-            bottleneck = bottleneck or (files and files.bottleneck)
-    known = {level: rate for level, rate in levels.items() if rate and level in options.levels}
-    return replace(row, levels=known, bottleneck=bottleneck, warnings=(*row.warnings, *_unfed(known, bottleneck)))
-
-
-def _server(configuration: Configuration, pictures: Pictures, options: SweepOptions) -> Row:
-    first_run_s = _first_run_s(configuration, pictures)
-    found = measure_server(
-        configuration.subject,
-        pictures.pixels,
-        replace(options.server, batch=configuration.batch),
-        rate=options.rate,
-        share=options.share,
-        trial_s=options.trial_s,
-        hold_s=options.hold_s or options.trial_s,
-    )
-    held = found.server.held
-    answered = (held.requests - held.lost) / held.seconds
-    row = _row("server", configuration, found.tally, found.latency, first_run_s=first_run_s, images_per_s=answered)
-    return replace(row, server=found.server, warnings=tuple(_overload(found.server)))
+    def first_row(self, pictures: Pictures) -> Row:
+        """What is told of its first batch. Raises BackendError where it does not run."""
+        batch = pictures.batches(self.batch)[0]
+        began = time.perf_counter()
+        found = self.subject.caption(batch)
+        first_run_s = time.perf_counter() - began
+        return Row(
+            scenario=self.scenario,
+            backend=self.backend,
+            precision=self.subject.backend.precision,
+            batch=self.batch,
+            beam=self.subject.search.beam,
+            runs_on=self.subject.backend.description,
+            open_s=self.open_s,
+            first_run_s=first_run_s,
+            images_per_s=None,
+            tokens_per_s=0.0,
+            words=sum(len(one.tokens) for one in found) / len(found),
+            latency=latency_of([first_run_s]),
+            peak_mib=self.memory.peak_mib(),
+            device_mib=self.memory.device_mib(),
+            joules_per_image=None,
+            levels={},
+            bottleneck=None,
+            stages=None,
+            server=None,
+            warnings=(),
+        )
 
 
-_SCENARIOS: Mapping[Scenario, Callable[[Configuration, Pictures, SweepOptions], Row]] = {
-    "single-stream": _single_stream,
-    "offline": _offline,
-    "server": _server,
-}
+class InWindows:
+    """*Offline* or *single stream*, whose rates are measured window by window, in turns with others.
+
+    of_pixels : measures pixels of the host
+    of_files : measures files, by level; of *offline* alone
+    """
+
+    def __init__(self, configuration: Configuration, pictures: Pictures, options: SweepOptions) -> None:
+        """Run it, and everything that is told of it but for rates. Raises BackendError where it does not run."""
+        row = configuration.first_row(pictures)
+        self.configuration = configuration
+        self.of_pixels = InARow(configuration.subject, pictures.batches(configuration.batch), configuration.watch)
+        self.of_files: dict[Level, FromFiles] = {}
+        if configuration.scenario == "offline":
+            row = replace(row, stages=_stages(configuration, pictures))
+            self.of_files = dict(_files(configuration, pictures, options))
+        memory = configuration.memory
+        self._row = replace(row, peak_mib=memory.peak_mib(), device_mib=memory.device_mib())
+        self._options = options
+
+    def row(self, of_pixels: Spread, of_files: Mapping[Level, Spread]) -> Row:
+        """The whole row, with what was measured."""
+        tally = self.of_pixels.tally
+        levels: dict[Level, Spread | None] = {}
+        if self._row.scenario == "offline":
+            levels = {"device": self.of_pixels.resident(of_pixels), "host": of_pixels, **of_files}
+        known = {level: rate for level, rate in levels.items() if rate and level in self._options.levels}
+        bottleneck = next((files.bottleneck for files in self.of_files.values()), None)
+        joules = [one for one in tally.joules if one is not None]
+        return replace(
+            self._row,
+            images_per_s=of_pixels,
+            tokens_per_s=of_pixels.mean * tally.mean_words,
+            words=tally.mean_words,
+            latency=latency_of(tally.seconds),
+            joules_per_image=sum(joules) / tally.captions if joules else None,
+            levels=known,
+            bottleneck=bottleneck,
+            warnings=(*_noise(of_pixels, self._options), *_unfed(known, bottleneck)),
+        )
 
 
-def _in_windows(
-    scenario: Scenario, configuration: Configuration, pictures: Pictures, options: SweepOptions
-) -> tuple[Row, Spread | None]:
-    """The row, and its rate where pixels are on the device already."""
-    first_run_s = _first_run_s(configuration, pictures)
-    energy = Energy()
-    rate, resident, tally = measure_rate(configuration.subject, pictures.batches(configuration.batch), options.windows)
-    joules = energy.joules()
-    latency = latency_of(tally.seconds)
-    row = _row(scenario, configuration, tally, latency, first_run_s=first_run_s, images_per_s=rate.mean)
-    row = replace(
-        row,
-        images_per_s=rate,
-        joules_per_image=None if joules is None else joules / tally.captions,
-        warnings=tuple(_noise(rate, options)),
-    )
-    return row, resident
+class Serving:
+    """A *server*, which has the machine for itself."""
+
+    def __init__(self, configuration: Configuration, pictures: Pictures, options: SweepOptions) -> None:
+        """Run its first batch. Raises BackendError where it does not run."""
+        self.configuration = configuration
+        self._pictures, self._options = pictures, options
+        self._row = configuration.first_row(pictures)
+
+    def row(self) -> Row:
+        """Measure. Raises BackendError where it does not run, OutputError where it holds no rate."""
+        options = self._options
+        found = measure_server(
+            self.configuration.subject,
+            self._pictures.pixels,
+            replace(options.server, batch=self.configuration.batch),
+            rate=options.rate,
+            share=options.share,
+            trial_s=options.trial_s,
+            hold_s=options.hold_s or options.trial_s,
+        )
+        held, words = found.server.held, found.tally.mean_words
+        return replace(
+            self._row,
+            tokens_per_s=(held.requests - held.lost) / held.seconds * words,
+            words=words,
+            latency=found.latency,
+            server=found.server,
+            warnings=tuple(_overload(found.server)),
+        )
 
 
-def _first_run_s(configuration: Configuration, pictures: Pictures) -> float:
-    batch = pictures.batches(configuration.batch)[0]
-    began = time.perf_counter()
-    configuration.subject.caption(batch)
-    return time.perf_counter() - began
-
-
-def _row(
-    scenario: Scenario,
-    configuration: Configuration,
-    tally: Tally,
-    latency: Latency,
-    *,
-    first_run_s: float,
-    images_per_s: float,
-) -> Row:
-    subject = configuration.subject
-    return Row(
-        scenario=scenario,
-        backend=configuration.backend,
-        precision=subject.backend.precision,
-        batch=configuration.batch,
-        beam=subject.search.beam,
-        runs_on=subject.backend.description,
-        open_s=configuration.open_s,
-        first_run_s=first_run_s,
-        images_per_s=None,
-        tokens_per_s=images_per_s * tally.mean_words,
-        words=tally.mean_words,
-        latency=latency,
-        peak_mib=peak_mib(),
-        device_mib=device_mib(),
-        joules_per_image=None,
-        levels={},
-        bottleneck=None,
-        stages=None,
-        server=None,
-        warnings=(),
-    )
+def _files(
+    configuration: Configuration, pictures: Pictures, options: SweepOptions
+) -> Iterator[tuple[Level, FromFiles]]:
+    """Of each level of files that is wanted and that the system has; one that is cached was run once."""
+    subject, batch = configuration.subject, configuration.batch
+    if "files-warm" in options.levels:
+        warm = FromFiles(subject, pictures, batch=batch, cold=False)
+        warm.run()
+        yield "files-warm", warm
+    if "files-cold" in options.levels and forget(pictures.paths):
+        yield "files-cold", FromFiles(subject, pictures, batch=batch, cold=True)
 
 
 def _stages(configuration: Configuration, pictures: Pictures) -> StageTimes:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.benchmark_results import Latency, Load, Server, latency_of
+from benchmarks.machine import Energy
 from benchmarks.pictures import Pictures, forget
 from benchmarks.server import Served, ServerOptions, Time, arrivals, highest_rate, serve
 from benchmarks.stopwatch import Clock, Stopwatch
-from benchmarks.timed_backend import timed_transfers
-from benchmarks.windows import Piece, Spread, WindowOptions, repeat, spread_of
+from benchmarks.windows import Spread, rate_of, spread_of
 from engine.backends.base import Backend
 from engine.captioner import Captioner, CaptionOptions
 from engine.pipeline import Stages
@@ -37,11 +37,12 @@ _OVERLOAD = 1.5
 
 @dataclass(slots=True)
 class Tally:
-    """What captions were found, and how long each batch took."""
+    """What captions were found, how long each batch took, and the energy of each window where the machine tells."""
 
     captions: int = 0
     words: int = 0
     seconds: list[float] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
 
     @property
     def mean_words(self) -> float:
@@ -71,63 +72,74 @@ class Subject:
             self.caption(pixels)
 
 
-class Rate(NamedTuple):
-    """A rate, and what was captioned for it.
+class InARow:
+    """Pixels batch after batch: *offline*, and with batches of one image *single stream*."""
 
-    resident : as if the pixels were on the device already: the time of their upload does not count. None for a backend
-        whose uploads cannot be told from its encoding
-    """
+    def __init__(
+        self, subject: Subject, batches: Sequence[Pixels], watch: Stopwatch, *, clock: Clock = time.perf_counter
+    ) -> None:
+        """The watch is on the backend, by `timed_transfers`, while windows are measured."""
+        self.tally = Tally()
+        self._subject, self._watch, self._clock = subject, watch, clock
+        self._following = cycle(batches)
+        self._uploading = 0.0
 
-    images_per_s: Spread
-    resident: Spread | None
-    tally: Tally
+    def window(self, seconds: float) -> float:
+        """Images per second for so long. Batches before do not count: other work may have had its turn."""
+        for _ in range(1 if self.tally.captions else _WARM_UP):
+            self._subject.caption(next(self._following))
+        energy, uploading = Energy(), self._watch.spent["upload"]
+        rate = rate_of(self._piece, seconds)
+        self.tally.joules.append(energy.joules())
+        self._uploading += self._watch.spent["upload"] - uploading
+        return rate
+
+    def resident(self, rate: Spread) -> Spread | None:
+        """The rate as if the pixels were on the device already: the time of their upload does not count.
+
+        None for a backend whose uploads cannot be told from its encoding.
+        """
+        if not self._watch.calls["upload"]:
+            return None
+        seconds = sum(self.tally.seconds)
+        return spread_of([seconds / (seconds - self._uploading) * one for one in rate.windows])
+
+    def _piece(self) -> tuple[float, float]:
+        began = self._clock()
+        found = self._subject.caption(next(self._following))
+        spent = self._clock() - began
+        self.tally.captions += len(found)
+        self.tally.words += sum(len(one.tokens) for one in found)
+        self.tally.seconds.append(spent)
+        return len(found), spent
 
 
-def measure_rate(
-    subject: Subject, batches: Sequence[Pixels], options: WindowOptions, *, clock: Clock = time.perf_counter
-) -> Rate:
-    """Images per second, batch after batch: *offline*, and with batches of one image *single stream*."""
-    watch, tally = Stopwatch(clock), Tally()
-    with timed_transfers(subject.backend, watch) as are_known:
-        subject.warm_up(batches[0])
-        watch.reset()
-        rate = repeat(_batch_after_batch(subject, batches, tally, clock), options)
-    seconds = sum(tally.seconds)
-    factor = seconds / (seconds - watch.spent["upload"])
-    return Rate(rate, spread_of([factor * one for one in rate.windows]) if are_known else None, tally)
-
-
-class FilesRate(NamedTuple):
-    """A rate from files to captions, and the stage of the engine that had the least rest."""
-
-    images_per_s: Spread
-    bottleneck: str
-
-
-def measure_files(
-    subject: Subject, pictures: Pictures, options: WindowOptions, *, batch: int, cold: bool
-) -> FilesRate | None:
+class FromFiles:
     """Whole runs of the engine over all files, its threads and queues included, without writing.
 
-    cold : files are dropped from the page cache before each run; None where the system keeps them
+    bottleneck : the stage that had the least rest in the last run
     """
-    if cold and not forget(pictures.paths):
-        return None
-    captioner = Captioner(subject.bundle, subject.backend, CaptionOptions(search=subject.search, batch=batch))
-    stages = Stages()
 
-    def piece() -> tuple[float, float]:
-        nonlocal stages
-        if cold:
-            forget(pictures.paths)
-        stages = Stages()
-        began = time.perf_counter()
-        done = sum(1 for _ in captioner.caption(pictures.paths, stages=stages))
-        return done, time.perf_counter() - began
+    def __init__(self, subject: Subject, pictures: Pictures, *, batch: int, cold: bool) -> None:
+        """With `cold`, files are dropped from the page cache before each run."""
+        self.bottleneck = ""
+        self._captioner = Captioner(subject.bundle, subject.backend, CaptionOptions(search=subject.search, batch=batch))
+        self._paths = pictures.paths
+        self._cold = cold
 
-    if not cold:
-        piece()
-    return FilesRate(repeat(piece, options), stages.bottleneck)
+    def run(self) -> tuple[float, float]:
+        """Caption all files once; returns how many, and the seconds."""
+        if self._cold:
+            forget(self._paths)
+        stages, began = Stages(), time.perf_counter()
+        done = sum(1 for _ in self._captioner.caption(self._paths, stages=stages))
+        spent = time.perf_counter() - began
+        self.bottleneck = stages.bottleneck
+        return done, spent
+
+    def window(self, seconds: float) -> float:
+        """Images per second for so long."""
+        return rate_of(self.run, seconds)
 
 
 class ServerRun(NamedTuple):
@@ -221,21 +233,6 @@ class _Trials:
 
     def _taken(self, numbers: Sequence[int]) -> Pixels:
         return self._pixels[[number % len(self._pixels) for number in numbers]]
-
-
-def _batch_after_batch(subject: Subject, batches: Sequence[Pixels], tally: Tally, clock: Clock) -> Piece:
-    following = cycle(batches)
-
-    def piece() -> tuple[float, float]:
-        began = clock()
-        found = subject.caption(next(following))
-        spent = clock() - began
-        tally.captions += len(found)
-        tally.words += sum(len(one.tokens) for one in found)
-        tally.seconds.append(spent)
-        return len(found), spent
-
-    return piece
 
 
 def _sizes(batch: int) -> list[int]:

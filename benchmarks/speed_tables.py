@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.benchmark_results import Benchmark, Level, read
-from benchmarks.benchmark_tables import LEVELS
+from benchmarks.benchmark_tables import BY_REFERENCE, LEVELS, by_reference
 from benchmarks.machine import Machine
 from benchmarks.markdown import markdown_table, plain
-from benchmarks.windows import Spread, ratio_of
+from benchmarks.repeatability import Repeated, table
+from benchmarks.windows import Ratio, Spread, ratio_of
 from saccade.errors import DataError
 from saccade.structure import structure
 
@@ -73,23 +74,20 @@ def _throughput(file: Path) -> str:
 
 def _repeatability(file: Path) -> str:
     record = _last_line(file)
-    options, runs = record["options"], [_spread(file, run) for run in record["runs"]]
-    mean = statistics.fmean(run.mean for run in runs)
-    rows = [
-        (
-            *(str(number), f"{run.mean:.2f}", f"{run.low:.2f} to {run.high:.2f}", str(len(run.windows))),
-            "yes" if run.low <= mean <= run.high else "no",
+    windows, runs = record["options"]["windows"], record["runs"]
+    found = [
+        Repeated(
+            one["name"],
+            tuple(_spread(file, rate) for rate in one["rates"]),
+            tuple(Ratio(*ratio) for ratio in one["ratios"]),
         )
-        for number, run in enumerate(runs, 1)
+        for one in record["configurations"]
     ]
     measured = (
-        f"{record['agreeing']} of {len(runs)} intervals hold the mean of all runs, {mean:.2f} images/s; "
-        f"{options['backend']}, batches of {options['batch']}, beam {options['beam']}, "
-        f"windows of {options['seconds']:g} s, bundle {record['bundle'][:12]}"
+        f"{runs} runs, {windows['least']} to {windows['most']} windows of {windows['seconds']:g} s for each "
+        f"configuration; {record['images']}, bundle {record['bundle'][:12]}"
     )
-    command = _command("benchmarks.repeatability", options)
-    columns = ("run", "images/s", "95 % interval", "windows", "holds the mean")
-    return _joined(measured, _where(_machine(file, record)), command, markdown_table(columns, rows))
+    return _joined(measured, _where(_machine(file, record)), table(found))
 
 
 def _benchmark(file: Path) -> str:
@@ -111,12 +109,12 @@ def _single_stream(found: Benchmark) -> str:
     rows = [
         (
             *(row.name, str(row.beam), *(f"{row.latency.percentile(percent):.1f}" for percent in (50, 99))),
-            *(_rate(row.images_per_s), f"{row.words:.1f}"),
+            *(_rate(row.images_per_s), by_reference(row, found.rows), f"{row.words:.1f}"),
         )
         for row in found.rows
         if row.scenario == "single-stream"
     ]
-    columns = ("one image at a time", "beam", "p50 ms", "p99 ms", "images/s", "words")
+    columns = ("one image at a time", "beam", "p50 ms", "p99 ms", "images/s", BY_REFERENCE, "words")
     return markdown_table(columns, rows) if rows else ""
 
 
@@ -127,11 +125,18 @@ def _offline(found: Benchmark) -> str:
         (
             *(row.name, str(row.batch), str(row.beam)),
             *(_rate(row.levels.get(level)) for level in levels),
-            f"{row.words:.1f}",
+            *(by_reference(row, offline), f"{row.words:.1f}"),
         )
         for row in offline
     ]
-    columns = ("images/s, batch after batch", "batch", "beam", *(LEVELS[level] for level in levels), "words")
+    columns = (
+        "images/s, batch after batch",
+        "batch",
+        "beam",
+        *(LEVELS[level] for level in levels),
+        BY_REFERENCE,
+        "words",
+    )
     return markdown_table(columns, rows) if rows else ""
 
 

@@ -1,38 +1,52 @@
-"""Every backend, precision, beam, scenario and batch that was asked for, one after the other."""
+"""Every backend, precision, beam, scenario and batch that was asked for.
+
+All backends are opened first. Then all configurations take turns, so that what else the machine does meets all of them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import TypeVar
 
-from benchmarks.benchmark_results import SCHEMA, Benchmark, Row, Scenario, Unavailable
-from benchmarks.machine import Machine, this_machine
+from benchmarks.benchmark_results import SCHEMA, Benchmark, Level, Row, Scenario, Unavailable
+from benchmarks.machine import Machine, MemoryUse, forget_peak, peak_mib, this_machine
 from benchmarks.pictures import Pictures
-from benchmarks.scenario_rows import Configuration, row_of
+from benchmarks.scenario_rows import Configuration, InWindows, Serving
 from benchmarks.scenarios import Subject
+from benchmarks.stopwatch import Stopwatch
 from benchmarks.sweep_options import SweepOptions
+from benchmarks.timed_backend import timed_transfers
+from benchmarks.windows import Spread, in_turns
 from engine.backends.base import open_backend
 from engine.captioner import CaptionOptions
-from saccade.bundle import Bundle, Precision
+from saccade.bundle import Bundle
 from saccade.errors import BackendError, BundleError, OutputError
+from saccade.progress import Reporter
 from saccade.structure import unstructure
+
+Key = TypeVar("Key")
 
 _BUSY = 0.5
 """Load per core, before anything was measured, above which other work disturbs."""
 
-Found = Callable[[Row | Unavailable], None]
+Prepared = InWindows | Serving | Unavailable
 
 
-def sweep(bundle: Bundle, pictures: Pictures, options: SweepOptions, *, found: Found = lambda _: None) -> Benchmark:
-    """Measure everything. What does not run here is told of; `found` gets each result as it is there."""
+def sweep(bundle: Bundle, pictures: Pictures, options: SweepOptions, reporter: Reporter) -> Benchmark:
+    """Measure everything. What does not run here is told of; what fails after it ran once raises BackendError."""
     machine = this_machine()
-    results: list[Row | Unavailable] = []
-    for name in options.backends:
-        for precision in options.precisions:
-            for result in _of_backend(name, precision, bundle, pictures, options):
-                results.append(result)
-                found(result)
+    with ExitStack() as opened:
+        prepared: list[Prepared] = []
+        with reporter.task("preparing", _count(options), unit="configurations") as update:
+            for one in _prepare(bundle, pictures, options, opened):
+                prepared.append(one)
+                update(len(prepared))
+        results = _measure(prepared, options, reporter)
     return Benchmark(
         schema=SCHEMA,
         bundle=str(bundle.path),
@@ -50,32 +64,97 @@ def sweep(bundle: Bundle, pictures: Pictures, options: SweepOptions, *, found: F
     )
 
 
-def count(options: SweepOptions) -> int:
-    """How many results there are, where every backend runs."""
-    return len(options.backends) * len(options.precisions) * len(options.beams) * len(list(_loads(options)))
-
-
-def _of_backend(
-    name: str, precision: Precision | None, bundle: Bundle, pictures: Pictures, options: SweepOptions
-) -> Iterator[Row | Unavailable]:
-    began = time.perf_counter()
-    try:
-        backend = open_backend(name, bundle, threads=options.threads, precision=precision)
-    except (BackendError, BundleError) as error:
-        yield Unavailable(name=f"{name} {precision}" if precision else name, reason=str(error))
-        return
-    open_s = time.perf_counter() - began
-    with backend:
-        for beam in options.beams:
+def _prepare(bundle: Bundle, pictures: Pictures, options: SweepOptions, opened: ExitStack) -> Iterator[Prepared]:
+    """Every configuration, after its first runs. The stack closes its backend."""
+    forget_peak()
+    bare_mib = peak_mib()
+    for name, precision in product(options.backends, options.precisions):
+        memory, began = MemoryUse(bare_mib=bare_mib), time.perf_counter()
+        try:
+            backend = open_backend(name, bundle, threads=options.threads, precision=precision)
+        except (BackendError, BundleError) as error:
+            yield Unavailable(name=f"{name} {precision}" if precision else name, reason=str(error))
+            continue
+        opened.enter_context(backend)
+        open_s, watch = time.perf_counter() - began, Stopwatch()
+        for beam, (scenario, batch) in product(options.beams, _loads(options)):
             search = replace(CaptionOptions().search_options(bundle), beam=beam)
-            subject = Subject(bundle, backend, search)
-            for scenario, batch in _loads(options):
-                configuration = Configuration(backend=name, subject=subject, open_s=open_s, batch=batch)
-                try:
-                    yield row_of(scenario, configuration, pictures, options)
-                except (BackendError, OutputError) as error:
-                    label = f"{name} {backend.precision}, {scenario}, batch {batch}, beam {beam}"
-                    yield Unavailable(name=label, reason=str(error))
+            configuration = Configuration(
+                scenario=scenario,
+                backend=name,
+                subject=Subject(bundle, backend, search),
+                watch=watch,
+                memory=memory,
+                open_s=open_s,
+                batch=batch,
+            )
+            try:
+                yield (Serving if scenario == "server" else InWindows)(configuration, pictures, options)
+            except BackendError as error:
+                yield Unavailable(name=configuration.name, reason=str(error))
+
+
+def _measure(prepared: Sequence[Prepared], options: SweepOptions, reporter: Reporter) -> list[Row | Unavailable]:
+    """What each of them comes to."""
+    in_windows = [one for one in prepared if isinstance(one, InWindows)]
+    of_pixels, of_files = _of_pixels(in_windows, options, reporter), _of_files(in_windows, options, reporter)
+    serving = [one for one in prepared if isinstance(one, Serving)]
+    served: dict[Serving, Row | Unavailable] = {}
+    with reporter.task("serving", len(serving), unit="servers") as update:
+        for one in serving:
+            served[one] = _served(one)
+            update(len(served))
+    results: list[Row | Unavailable] = []
+    for each in prepared:
+        if isinstance(each, InWindows):
+            results.append(each.row(of_pixels[each], of_files[each]))
+        else:
+            results.append(served[each] if isinstance(each, Serving) else each)
+    return results
+
+
+def _of_pixels(
+    configurations: Sequence[InWindows], options: SweepOptions, reporter: Reporter
+) -> dict[InWindows, Spread]:
+    watched = {one.configuration.watch: one.configuration.subject.backend for one in configurations}
+    with ExitStack() as stack:
+        for watch, backend in watched.items():
+            stack.enter_context(timed_transfers(backend, watch))
+        return _in_turns({one: one.of_pixels.window for one in configurations}, "pixels", options, reporter)
+
+
+def _of_files(
+    configurations: Sequence[InWindows], options: SweepOptions, reporter: Reporter
+) -> dict[InWindows, dict[Level, Spread]]:
+    windows = {(one, level): files.window for one in configurations for level, files in one.of_files.items()}
+    found: dict[InWindows, dict[Level, Spread]] = {one: {} for one in configurations}
+    for (one, level), rate in _in_turns(windows, "files", options, reporter).items():
+        found[one][level] = rate
+    return found
+
+
+def _in_turns(
+    windows: Mapping[Key, Callable[[float], float]], what: str, options: SweepOptions, reporter: Reporter
+) -> dict[Key, Spread]:
+    """The rates of all windows, which get their seconds in turns."""
+    if not windows:
+        return {}
+    seconds, most = options.windows.seconds, options.windows.most * len(windows)
+    with reporter.task(f"measuring {what}", most, unit="windows") as update:
+        rates = in_turns([partial(window, seconds) for window in windows.values()], options.windows, progress=update)
+    return dict(zip(windows, rates, strict=True))
+
+
+def _served(serving: Serving) -> Row | Unavailable:
+    try:
+        return serving.row()
+    except (BackendError, OutputError) as error:
+        return Unavailable(name=serving.configuration.name, reason=str(error))
+
+
+def _count(options: SweepOptions) -> int:
+    """How many configurations there are, where every backend runs."""
+    return len(options.backends) * len(options.precisions) * len(options.beams) * len(list(_loads(options)))
 
 
 def _loads(options: SweepOptions) -> Iterator[tuple[Scenario, int]]:

@@ -1,8 +1,13 @@
-"""What tests of results have instead of a machine."""
+"""What tests of results have instead of a machine and of what was measured on it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.benchmark_results import SCHEMA, Benchmark, Row, Unavailable, latency_of
 from benchmarks.machine import Machine
+from benchmarks.windows import spread_of
 
 MACHINE = Machine(
     processor="A processor",
@@ -15,3 +20,50 @@ MACHINE = Machine(
     changed=False,
     versions={"saccade": "1"},
 )
+
+
+def row(**changes: Any) -> Row:
+    """A row with some figures."""
+    known = Row(
+        scenario="offline",
+        backend="ort",
+        precision="fp32",
+        batch=8,
+        beam=3,
+        runs_on="ONNX Runtime",
+        open_s=0.5,
+        first_run_s=0.25,
+        images_per_s=spread_of([99.0, 100.0, 101.0, 100.0]),
+        tokens_per_s=1234.0,
+        words=12.34,
+        latency=latency_of([0.08, 0.09]),
+        peak_mib=321.0,
+        device_mib=None,
+        joules_per_image=None,
+        levels={},
+        bottleneck=None,
+        stages=None,
+        server=None,
+        warnings=(),
+    )
+    return replace(known, **changes)
+
+
+def benchmark(*rows: Row, **changes: Any) -> Benchmark:
+    """A benchmark of these rows."""
+    known = Benchmark(
+        schema=SCHEMA,
+        bundle="a/bundle",
+        fingerprint="f" * 64,
+        encoder="compact",
+        images="24 images of somewhere",
+        images_digest="d" * 64,
+        max_length=40,
+        threads=0,
+        options={"batches": [8]},
+        machine=MACHINE,
+        rows=rows,
+        unavailable=(Unavailable(name="trt fp16", reason="tensorrt is not installed"),),
+        warnings=("the load was <9> on 2 cores",),
+    )
+    return replace(known, **changes)

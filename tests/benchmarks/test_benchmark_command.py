@@ -12,19 +12,30 @@ from typing import Any
 import pytest
 
 from benchmarks.benchmark_results import Benchmark, read, write
-from benchmarks.machine import forget_peak, peak_mib
+from benchmarks.machine import MemoryUse, forget_peak, peak_mib
 from benchmarks.pictures import forget, is_cached, pictures_of
-from benchmarks.scenarios import Subject, measure_files, measure_rate
+from benchmarks.scenarios import FromFiles, InARow, Pixels, Subject
 from benchmarks.stages import STAGES
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.sweep import sweep
+from benchmarks.sweep_options import SweepOptions
 from benchmarks.windows import WindowOptions
 from engine.backends.base import open_backend
 from saccade.bundle import Bundle
 from saccade.cli import main
 from saccade.errors import DataError
-from saccade.search import SearchOptions
+from saccade.progress import Reporter
+from saccade.search import Hypothesis, SearchOptions
+from tests.benchmarks.virtual_time import VirtualTime
 from tests.bundles import SPEC, patchworks, save_patchworks
 
-WINDOWS = WindowOptions(seconds=0.01, least=2, most=3)
+OPTIONS = SweepOptions(
+    backends=("ort",),
+    batches=(2,),
+    beams=(1,),
+    scenarios=("offline",),
+    windows=WindowOptions(seconds=0.01, least=2, most=3),
+)
 QUICK = ("--seconds", "0.01", "--windows", "2", "--quiet")
 
 
@@ -208,29 +219,53 @@ def test_files_are_captioned_by_the_whole_engine_and_the_slow_stage_is_named(
     bundle = Bundle.open(tiny_bundle)
     with open_backend("ort", bundle) as backend, pictures_of(images, SPEC) as pictures:
         monkeypatch.setattr(captioner, "load_image", slow)
-        subject = Subject(bundle, backend, SearchOptions(beam=1, max_length=2))
-        found = measure_files(subject, pictures, WINDOWS, batch=2, cold=False)
-        assert found
-        assert found.bottleneck == "decode"
-        assert found.images_per_s.mean < 8 / 0.3  # at most eight loaders
+        files = FromFiles(Subject(bundle, backend, SearchOptions(beam=1, max_length=2)), pictures, batch=2, cold=False)
+        assert files.window(0.01) < 8 / 0.3  # at most eight loaders
+        assert files.bottleneck == "decode"
 
 
 def test_a_system_that_keeps_its_files_has_no_cold_level(
     tiny_bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.scenarios.forget", lambda _: False)
-    bundle = Bundle.open(tiny_bundle)
-    with open_backend("ort", bundle) as backend, pictures_of(images, SPEC) as pictures:
-        subject = Subject(bundle, backend, SearchOptions(beam=1))
-        assert measure_files(subject, pictures, WINDOWS, batch=2, cold=True) is None
+    monkeypatch.setattr("benchmarks.scenario_rows.forget", lambda _: False)
+    with pictures_of(images, SPEC) as pictures:
+        found = sweep(Bundle.open(tiny_bundle), pictures, OPTIONS, Reporter(quiet=True))
+    (row,) = found.rows
+    assert set(row.levels) == {"device", "host", "files-warm"}
 
 
 def test_warm_up_is_not_in_the_rate(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
+    clock = VirtualTime()
     with open_backend("ort", bundle) as backend:
-        subject = Subject(bundle, backend, SearchOptions(beam=1, max_length=2))
-        found = measure_rate(subject, [patchworks(2, seed=0)], WINDOWS)
-    assert found.tally.captions == 2 * len(found.tally.seconds)
+        captioned = 0
+
+        class Slow(Subject):
+            """Every batch takes a second, and the first three two more."""
+
+            def caption(self, pixels: Pixels) -> list[Hypothesis]:
+                nonlocal captioned
+                captioned += 1
+                clock.sleep(3 if captioned <= 3 else 1)
+                return super().caption(pixels)
+
+        subject = Slow(bundle, backend, SearchOptions(beam=1, max_length=2))
+        row = InARow(subject, [patchworks(2, seed=0)], Stopwatch(), clock=clock)
+        assert [row.window(4), row.window(4)] == [2, 2]
+    assert captioned == 3 + 4 + 1 + 4
+    assert row.tally.captions == 2 * len(row.tally.seconds) == 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is forgotten by Linux")
+def test_every_backend_is_told_the_memory_it_took_itself() -> None:
+    forget_peak()
+    bare = peak_mib()
+    one = MemoryUse(bare_mib=bare)
+    block = bytearray(b"x") * (64 << 20)
+    assert 60 < one.peak_mib() - bare < 90
+    other = MemoryUse(bare_mib=bare)
+    assert other.peak_mib() - bare < 30
+    assert len(block) == 64 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is forgotten by Linux")

@@ -13,70 +13,22 @@ import pytest
 
 from benchmarks.benchmark_report import write_report
 from benchmarks.benchmark_results import (
-    SCHEMA,
     Benchmark,
     Load,
-    Row,
     Server,
-    Unavailable,
     as_json,
     latency_of,
     pairs_of,
     read,
     write,
 )
-from benchmarks.benchmark_tables import comparison_table, markdown, tables_of
+from benchmarks.benchmark_tables import by_reference, comparison_table, markdown, tables_of
 from benchmarks.charts import Point, bar_chart, point_chart
 from benchmarks.machine import Energy, Gpu
 from benchmarks.stages import STAGES, StageTimes
 from benchmarks.windows import spread_of
 from saccade.errors import ConfigError, DataError
-from tests.benchmarks.made_up import MACHINE
-
-
-def row(**changes: Any) -> Row:
-    known = Row(
-        scenario="offline",
-        backend="ort",
-        precision="fp32",
-        batch=8,
-        beam=3,
-        runs_on="ONNX Runtime",
-        open_s=0.5,
-        first_run_s=0.25,
-        images_per_s=spread_of([99.0, 100.0, 101.0, 100.0]),
-        tokens_per_s=1234.0,
-        words=12.34,
-        latency=latency_of([0.08, 0.09]),
-        peak_mib=321.0,
-        device_mib=None,
-        joules_per_image=None,
-        levels={},
-        bottleneck=None,
-        stages=None,
-        server=None,
-        warnings=(),
-    )
-    return replace(known, **changes)
-
-
-def benchmark(*rows: Row, **changes: Any) -> Benchmark:
-    known = Benchmark(
-        schema=SCHEMA,
-        bundle="a/bundle",
-        fingerprint="f" * 64,
-        encoder="compact",
-        images="24 images of somewhere",
-        images_digest="d" * 64,
-        max_length=40,
-        threads=0,
-        options={"batches": [8]},
-        machine=MACHINE,
-        rows=rows,
-        unavailable=(Unavailable(name="trt fp16", reason="tensorrt is not installed"),),
-        warnings=("the load was <9> on 2 cores",),
-    )
-    return replace(known, **changes)
+from tests.benchmarks.made_up import MACHINE, benchmark, row
 
 
 def everything() -> Benchmark:
@@ -171,6 +123,17 @@ def test_other_versions_are_what_a_comparison_is_for() -> None:
 def test_nothing_in_common_is_told() -> None:
     with pytest.raises(ConfigError, match="no configuration of single-stream or offline in common"):
         pairs_of(benchmark(row(batch=1)), benchmark(row(batch=2)))
+
+
+def test_rows_stand_beside_eager_pytorch_with_the_same_load() -> None:
+    def rates(*rates: float) -> dict[str, Any]:
+        return {"images_per_s": spread_of(rates)}
+
+    slow, fast = row(backend="pytorch", **rates(10.0, 20.0)), row(**rates(30.0, 60.0))
+    rows = [fast, slow, row(batch=16, **rates(30.0, 60.0)), row(backend="openvino", **rates(1.0, 2.0, 3.0))]
+    assert [by_reference(one, rows) for one in rows] == ["3.00 (3.00 to 3.00)", "", "", ""]
+    assert cells(markdown(benchmark(*rows)), "Offline: batch after batch")[0]["by pytorch"] == "3.00 (3.00 to 3.00)"
+    assert "by pytorch" not in cells(markdown(benchmark(fast)), "Offline: batch after batch")[0]
 
 
 def test_tables_show_what_was_measured() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.windows import Spread, WindowOptions, ratio_of, repeat, spread_of
+from benchmarks.windows import Spread, WindowOptions, in_turns, paired_ratio, ratio_of, repeat, spread_of
 from saccade.errors import ConfigError
 from tests.benchmarks.virtual_time import VirtualTime
 
@@ -40,6 +41,36 @@ def test_a_window_ends_with_the_work_that_is_begun() -> None:
     assert found.windows == pytest.approx((7.5, 7.5))  # three pieces, 1.2 s
 
 
+def test_windows_take_turns_until_all_rates_are_known() -> None:
+    order: list[str] = []
+    noise = random.Random(0)
+
+    def steady() -> float:
+        order.append("steady")
+        return 5.0
+
+    def unsteady() -> float:
+        order.append("unsteady")
+        return noise.gauss(100, 30)
+
+    done: list[int] = []
+    found = in_turns([steady, unsteady], WindowOptions(least=2, most=6), progress=done.append)
+    assert order == ["steady", "unsteady"] * 6  # one of them never gets narrow
+    assert done == list(range(1, 13))
+    assert found[0] == spread_of([5.0] * 6)
+    assert len(in_turns([steady, steady], WindowOptions(least=2, most=6))[1].windows) == 2
+
+
+def test_a_ratio_of_rates_in_turns_leaves_out_what_slowed_a_turn() -> None:
+    one, other = spread_of([1.0, 2.0, 1.0]), spread_of([4.0, 6.0, 2.0])
+    value, low, high = paired_ratio(one, other)
+    logs = [math.log(4), math.log(3), math.log(2)]
+    middle, half = fmean(logs), 4.303 * stdev(logs) / math.sqrt(3)
+    assert (value, low, high) == pytest.approx((24 ** (1 / 3), math.exp(middle - half), math.exp(middle + half)))
+    assert paired_ratio(other, one) == pytest.approx((1 / value, 1 / high, 1 / low))
+    assert paired_ratio(spread_of([1.0, 4.0, 2.0]), spread_of([3.0, 12.0, 6.0])) == pytest.approx((3, 3, 3))
+
+
 def test_ten_runs_of_one_configuration_agree_within_their_intervals() -> None:
     runs = [repeat(noisy_work(seed, 0.3), WindowOptions(seconds=0.2)) for seed in range(10)]
     mean = fmean(run.mean for run in runs)
@@ -54,6 +85,36 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(variation: float) -
     runs = [repeat(noisy_work(seed, variation), WindowOptions(seconds=0.1)) for seed in range(400)]
     share = sum(run.low <= truth <= run.high for run in runs) / len(runs)
     assert 0.90 <= share <= 0.99
+
+
+def drifting(seed: int, *, slow: float, windows: int) -> list[float]:
+    """Rates of a machine whose speed changes over about three windows, beside the noise of every window."""
+    rng, speed, found = random.Random(seed), 0.0, []
+    for _ in range(50 + windows):
+        speed = 0.7 * speed + rng.gauss(0, slow)
+        found.append(100 + speed + rng.gauss(0, 4))
+    return found[50:]
+
+
+@pytest.mark.parametrize(("slow", "wider"), [(0.0, 1.1), (10.0, 1.6)])
+def test_intervals_of_a_machine_that_drifts_are_wider(slow: float, wider: float) -> None:
+    runs = [drifting(seed, slow=slow, windows=32) for seed in range(400)]
+    found = [spread_of(rates) for rates in runs]
+    textbook = [2.042 * stdev(rates) / math.sqrt(32) for rates in runs]
+    widths = sorted((one.high - one.low) / 2 / half for one, half in zip(found, textbook, strict=True))
+    assert widths[0] >= 0.99  # never narrower
+    assert (widths[200] > wider) == (slow > 0)
+    if slow:
+        held = fmean(one.low <= 100 <= one.high for one in found)
+        bare = fmean(abs(fmean(rates) - 100) <= half for rates, half in zip(runs, textbook, strict=True))
+        assert bare < 0.65 < 0.85 < held
+
+
+def test_few_windows_have_students_interval_whatever_their_order() -> None:
+    climbing = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert spread_of(climbing).half_width == spread_of([3.0, 7.0, 1.0, 5.0, 2.0, 6.0, 4.0]).half_width
+    longer = [*climbing, 8.0, 9.0]
+    assert spread_of(longer).half_width > 1.5 * spread_of([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0]).half_width
 
 
 def test_a_ratio_differs_only_where_the_windows_show_it() -> None:

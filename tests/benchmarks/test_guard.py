@@ -13,8 +13,6 @@ from click.testing import CliRunner
 
 from benchmarks import guard
 from benchmarks.guard import FIGURES, fallen, main, measure, medians, ratios
-from benchmarks.repeatability import agreeing
-from benchmarks.windows import spread_of
 from engine.backends.ort import _Graph
 from saccade.bundle import Bundle
 from saccade.errors import DataError
@@ -92,9 +90,3 @@ def test_the_command_fails_where_a_ratio_fell(tmp_path: Path, monkeypatch: pytes
     assert outcome.exit_code == 1
     assert "FELL" in outcome.output
     assert json.loads(outcome.output.splitlines()[-1])["fell"] == ["ort"]
-
-
-def test_runs_agree_where_their_intervals_hold_the_mean_of_all() -> None:
-    near = [spread_of([99.0, 101.0, 100.0 + shift]) for shift in (-1, 0, 1)]
-    assert agreeing(near) == 3
-    assert agreeing([*near, spread_of([149.0, 150.0, 151.0])]) == 0

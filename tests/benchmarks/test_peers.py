@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from benchmarks import peers
 from benchmarks.imported import ModelSizes, random_model, random_pixels
-from benchmarks.peers import Pixels, Side, agreement, alternate, blip, cached, table, times, tutorial
+from benchmarks.peers import Pixels, Side, agreement, alternate, blip, cached, table, tutorial
 from benchmarks.tutorial_search import DecoderWithAttention, Encoder
 from benchmarks.windows import spread_of
 from saccade.errors import BackendError
@@ -86,18 +86,6 @@ def test_the_table_has_ratios_to_both_loops() -> None:
     rates = {"tutorial": spread_of([1.0, 1.0]), "cached": spread_of([2.0, 2.0]), "blip": spread_of([4.0, 4.0])}
     last = table(rates, {"tutorial": 1.0, "cached": 1.0}).splitlines()[-1]
     assert last.split() == ["blip", "4.000", "4.00", "(4.00", "to", "4.00)", "2.00", "(2.00", "to", "2.00)"]
-
-
-def test_ratios_are_of_the_same_round() -> None:
-    assert times(spread_of([1.0, 4.0, 2.0]), spread_of([3.0, 12.0, 6.0])) == pytest.approx((3, 3, 3))
-
-
-def test_a_side_is_as_many_times_slower_as_the_other_is_faster() -> None:
-    one, other = spread_of([1.0, 2.0, 1.0]), spread_of([4.0, 6.0, 2.0])
-    value, low, high = times(one, other)
-    assert value == pytest.approx(24 ** (1 / 3))
-    assert 0 < low < value < high
-    assert times(other, one) == pytest.approx((1 / value, 1 / high, 1 / low))
 
 
 def test_without_transformers_blip_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,54 +1,64 @@
-"""Runs of one configuration agree, or the command says that they do not."""
+"""Runs of one command agree, or the check says that they do not."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from benchmarks import repeatability
-from benchmarks.windows import Spread, spread_of
-from engine.backends.base import Backend, open_backend
-from saccade.bundle import Bundle
+from benchmarks.benchmark_results import Benchmark, write
+from benchmarks.repeatability import main, repeated
+from benchmarks.windows import spread_of
+from saccade.errors import ConfigError
+from tests.benchmarks.made_up import benchmark, row
 
 
-def test_each_run_opens_the_backend_anew_and_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
+def runs(*speeds: float) -> list[Benchmark]:
+    """Two configurations, the second twice as fast, on a machine that has these speeds."""
+    return [
+        benchmark(
+            row(images_per_s=spread_of([99 * speed, 101 * speed, 100 * speed])),
+            row(batch=16, images_per_s=spread_of([198 * speed, 202.01 * speed, 200 * speed])),
+        )
+        for speed in speeds
+    ]
 
-    def counted(name: str, bundle: Bundle) -> Backend:
-        opened.append(name)
-        return open_backend(name, bundle)
 
-    monkeypatch.setattr(repeatability, "open_backend", counted)
-    given = "--runs 3 --backend ort --batch 2 --beam 1 --seconds 0.01 --windows 2"
-    outcome = CliRunner().invoke(repeatability.main, [str(tiny_bundle), *given.split()])
+def checked(found: list[Benchmark], folder: Path) -> Result:
+    for number, run in enumerate(found):
+        write(run, folder / f"{number}.json")
+    return CliRunner().invoke(main, [str(folder / f"{number}.json") for number in range(len(found))])
+
+
+def test_runs_agree_where_their_intervals_hold_the_mean_of_all(tmp_path: Path) -> None:
+    outcome = checked(runs(0.99, 1.0, 1.01), tmp_path)
+    assert outcome.exit_code == 0, outcome.output
     record = json.loads(outcome.output.splitlines()[-1])
-    assert opened == ["ort"] * 3
-    assert len(record["runs"]) == 3
-    assert all(2 <= len(run["windows"]) <= 8 and run["mean"] > 0 for run in record["runs"])
-    assert record["bundle"] == Bundle.open(tiny_bundle).fingerprint
-    assert record["options"] == {
-        "bundle": str(tiny_bundle),
-        "runs": 3,
-        "backend": "ort",
-        "batch": 2,
-        "beam": 1,
-        "seconds": 0.01,
-        "windows": 2,
-        "images": None,
-    }
+    assert [len(one["rates"]) for one in record["configurations"]] == [3, 3]
+    assert outcome.output.count("| 3 of 3 |") == 3  # two rates and a ratio
+    assert "| 99.0 to 101.0 |" in outcome.output
 
 
-@pytest.mark.parametrize(("drift", "agreeing", "code"), [(0.0, 5, 0), (10.0, 1, 1)])
-def test_runs_that_drift_apart_fail(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, drift: float, agreeing: int, code: int
-) -> None:
-    runs: Iterator[Spread] = (spread_of([99.0 + drift * n, 101.0 + drift * n, 100.0 + drift * n]) for n in range(5))
-    monkeypatch.setattr(repeatability, "_run", lambda *_: next(runs))
-    outcome = CliRunner().invoke(repeatability.main, [str(tiny_bundle), "--runs", "5"])
-    assert outcome.exit_code == code
-    assert json.loads(outcome.output.splitlines()[-1])["agreeing"] == agreeing
-    assert f"{agreeing} of 5 intervals hold the mean of all runs" in outcome.output
+def test_rates_that_drift_apart_fail_and_their_ratio_stays(tmp_path: Path) -> None:
+    outcome = checked(runs(1.0, 1.1, 1.2, 1.3, 1.4), tmp_path)
+    assert outcome.exit_code == 1
+    _, base, other = outcome.output.splitlines()[1:4]
+    assert base.count("1 of 5") == other.count("1 of 5") == 1
+    assert "5 of 5" in other
+    _, found = repeated(runs(1.0, 1.5))
+    assert found.mean_ratio == pytest.approx(2, rel=0.01)
+
+
+def test_what_is_no_repetition_is_refused(tmp_path: Path) -> None:
+    one, other = runs(1.0, 1.0)
+    fewer = replace(other, rows=other.rows[:1])
+    elsewhere = replace(other, fingerprint="another")
+    for strange in (fewer, elsewhere):
+        with pytest.raises(ConfigError, match="not runs of the same command"):
+            repeated([one, strange])
+    outcome = checked([one, other], tmp_path)
+    assert outcome.exit_code == 2
+    assert "of 3 runs or more" in outcome.output
