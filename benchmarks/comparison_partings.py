@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from saccade.search import Hypothesis, StepReport
+from saccade.hypotheses import Hypothesis, StepReport
 
 Prefix = tuple[int, ...]
 """Tokens from the first step on."""

@@ -21,8 +21,8 @@ from benchmarks.comparison_results import CandidateResult, CaptionComparison, Co
 from benchmarks.line_chart import line_chart
 from saccade.bundle import Bundle
 from saccade.files import replaced
+from saccade.hypotheses import Hypothesis
 from saccade.preprocessing import load_image
-from saccade.search import Hypothesis
 
 _THUMBNAIL_PX = 160
 _DARKEST = 0.8

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.comparison import TensorErrors
 from saccade.bundle import Precision
-from saccade.search import Hypothesis
+from saccade.hypotheses import Hypothesis
 from saccade.structure import unstructure
 
 SCHEMA = "saccade-comparison/1"

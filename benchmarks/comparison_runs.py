@@ -19,16 +19,8 @@ from benchmarks.comparison_partings import Prefix
 from engine.backends.base import Backend
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
-from saccade.search import (
-    Arrays,
-    Decoding,
-    HostDecoding,
-    Hypothesis,
-    SearchOptions,
-    StepReport,
-    glimpses_of,
-    search,
-)
+from saccade.hypotheses import Hypothesis, StepReport
+from saccade.search import Arrays, Decoding, HostDecoding, SearchOptions, glimpses_of, search
 
 _CONSTANT = ("annotations", "keys")
 _STATE = ("hidden", "cell")
@@ -115,6 +107,7 @@ class _Traced:
 
     def __init__(self, decoding: Decoding) -> None:
         self._decoding = decoding
+        self.images = decoding.images
         self.trace: list[StepReport] = []
 
     def advance(self, word_bias: NDArray[np.float32]) -> StepReport:

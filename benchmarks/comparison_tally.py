@@ -43,7 +43,8 @@ from benchmarks.comparison_runs import (
 from engine.backends.base import Backend
 from saccade.bundle import Bundle
 from saccade.files import differences
-from saccade.search import Arrays, Hypothesis, SearchOptions
+from saccade.hypotheses import Hypothesis
+from saccade.search import Arrays, SearchOptions
 
 PIXEL_CHANGES: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     **{

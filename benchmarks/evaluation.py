@@ -19,8 +19,9 @@ from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import MANIFEST, Bundle, Precision
 from saccade.errors import ConfigError
 from saccade.files import differences
+from saccade.hypotheses import Hypothesis
 from saccade.preprocessing import PreprocessSpec
-from saccade.search import Hypothesis, SearchOptions
+from saccade.search import SearchOptions
 from saccade.structure import unstructure
 from saccade.vocabulary import Vocabulary
 from training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint

@@ -25,7 +25,8 @@ from engine.captioner import Captioner, CaptionOptions
 from engine.pipeline import Stages
 from saccade.bundle import Bundle
 from saccade.errors import OutputError
-from saccade.search import Hypothesis, SearchOptions, search
+from saccade.hypotheses import Hypothesis
+from saccade.search import SearchOptions, search
 
 Pixels = NDArray[np.uint8]
 

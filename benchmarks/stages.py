@@ -18,8 +18,9 @@ from benchmarks.timed_backend import TimedDecoding, timed_transfers
 from engine.backends.base import Backend
 from engine.records import Record
 from saccade.bundle import Bundle
+from saccade.hypotheses import Hypothesis
 from saccade.preprocessing import load_image
-from saccade.search import Hypothesis, SearchOptions, search
+from saccade.search import SearchOptions, search
 
 STAGES = ("read", "decode", "upload", "encode", "search", "step", "download", "detokenise", "write")
 """In the order of the way. Search is the loop around the steps: when to stop, and which caption is best."""

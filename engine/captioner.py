@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -18,12 +19,13 @@ from PIL import Image
 
 from engine.backends.base import Backend, open_backend
 from engine.images import Source
-from engine.pipeline import Stages, ahead, each, in_order
+from engine.pipeline import Stages, ahead, at_hand, each, in_order
 from engine.records import Alternative, Attention, Failure, Record
 from saccade.bundle import Bundle, Precision
 from saccade.errors import ConfigError, ImageError
+from saccade.hypotheses import Hypothesis
 from saccade.preprocessing import load_image, resize
-from saccade.search import Decoding, Hypothesis, SearchOptions, search
+from saccade.search import ContinuousSearch, Decoding, SearchOptions, search
 
 ImageLike = str | Path | bytes | NDArray[np.uint8] | Source
 """A path, the bytes of a file, the pixels of a picture as uint8 (H, W, 3) in RGB or (H, W) in grey, or a source."""
@@ -146,8 +148,9 @@ class Captioner:
             name="saccade-load",
         )
         encoded = each(lambda batch: self._encode(batch, stages), self._batches(loaded))
-        encoded = ahead(encoded, size=1, name="saccade-encode", stage=encode)
-        searched = each(lambda batch: self._search(batch, stages), encoded)
+        searching = ContinuousSearch(self.bundle.vocabulary, self.search_options)
+        at_once = at_hand(encoded, size=1, name="saccade-encode", stage=encode, waits=lambda: not searching.is_busy)
+        searched = self._search(searching, at_once, stages)
         with closing(ahead(searched, size=1, name="saccade-search", stage=search, ended=ended)) as batches:
             for results in batches:
                 yield from results
@@ -205,17 +208,41 @@ class Captioner:
             filled = pixels + pixels[-1:] * (self.options.batch - len(pixels))
             return _Encoded(batch, self._begin(np.stack(filled)))
 
-    def _search(self, encoded: _Encoded, stages: Stages) -> list[Record | Failure]:
-        hypotheses: Iterator[list[Hypothesis]] = iter(())
-        if encoded.decoding is not None:
+    def _search(
+        self, searching: ContinuousSearch, encoded: Generator[_Encoded | None], stages: Stages
+    ) -> Generator[list[Record | Failure]]:
+        """Results of batch after batch; None says that no further one is encoded yet, while others are searched."""
+        batches: deque[Sequence[_Loaded]] = deque()
+        with closing(encoded):
+            for one in encoded:
+                if one is not None:
+                    batches.append(one.batch)
+                    if one.decoding is not None:
+                        searching.add(one.decoding, images=_readable(one.batch))
+                    del one  # or its buffers could not be used again before the next comes
+                yield from self._found(searching, batches, stages)
+                while not searching.is_hungry:
+                    yield from self._found(searching, batches, stages)
+        while batches:
+            yield from self._found(searching, batches, stages)
+
+    def _found(
+        self, searching: ContinuousSearch, batches: deque[Sequence[_Loaded]], stages: Stages
+    ) -> Generator[list[Record | Failure]]:
+        """Search on; of the batches that are done now, the results."""
+        found: deque[list[list[Hypothesis]]] = deque()
+        if searching.is_busy:
             with stages.working("search"):
-                hypotheses = iter(search(encoded.decoding, self.bundle.vocabulary, self.search_options))
-        return [
-            Failure(path=image.name, kind=image.pixels.kind, error=str(image.pixels))
-            if isinstance(image.pixels, ImageError)
-            else self._record(image.name, next(hypotheses))
-            for image in encoded.batch
-        ]
+                found.extend(searching.run())
+        while batches and (found or not _readable(batches[0])):
+            batch = batches.popleft()
+            hypotheses = iter(found.popleft() if _readable(batch) else ())
+            yield [
+                Failure(path=image.name, kind=image.pixels.kind, error=str(image.pixels))
+                if isinstance(image.pixels, ImageError)
+                else self._record(image.name, next(hypotheses))
+                for image in batch
+            ]
 
     def _record(self, name: str, hypotheses: Sequence[Hypothesis]) -> Record:
         best, vocabulary = hypotheses[0], self.bundle.vocabulary
@@ -242,6 +269,10 @@ class Captioner:
                 rows=dimensions.rows, columns=dimensions.columns, alphas=tuple(map(tuple, best.alphas.tolist()))
             ),
         )
+
+
+def _readable(batch: Sequence[_Loaded]) -> int:
+    return sum(not isinstance(image.pixels, ImageError) for image in batch)
 
 
 def _source(number: int, image: ImageLike) -> Source:

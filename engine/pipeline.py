@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -125,12 +125,14 @@ class _Ahead(Generic[T]):
                 self._changed.notify_all()
             return not self._closed
 
-    def get(self, stops: Sequence[threading.Event]) -> T | _End:
-        """Wait for an item; once a stop is set, the end."""
+    def get(self, stops: Sequence[threading.Event], waits: Callable[[], bool]) -> T | _End | None:
+        """Wait for an item; once a stop is set, the end; None where it is not to be waited for."""
         with self._changed:
             while not self._items:
                 if any(stop.is_set() for stop in stops):
                     return _End(None)
+                if not waits():
+                    return None
                 self._changed.wait(_POLL_S if stops else None)
             item, weight = self._items.popleft()
             self._weight -= weight
@@ -176,11 +178,29 @@ def ahead(
     with `stops`, which may wait for ever, is left alone. Errors of the items come out after the items before them.
     """
     queue: _Ahead[T] = _Ahead(size, limit, weight, stage)
+    return cast("Generator[T]", _pulled(queue, items, name, stops, ended, lambda: True))
+
+
+def at_hand(
+    items: Iterable[T], *, size: int, name: str, stage: Stage, waits: Callable[[], bool]
+) -> Generator[T | None]:
+    """As `ahead`; where no item is there yet and `waits` says that none is to be waited for, None."""
+    return _pulled(_Ahead(size, float("inf"), lambda _: 0.0, stage), items, name, (), None, waits)
+
+
+def _pulled(
+    queue: _Ahead[T],
+    items: Iterable[T],
+    name: str,
+    stops: Sequence[threading.Event],
+    ended: threading.Event | None,
+    waits: Callable[[], bool],
+) -> Generator[T | None]:
     thread = threading.Thread(target=queue.fill, args=(items,), name=name, daemon=True)
     thread.start()
     try:
         while not any(stop.is_set() for stop in stops):
-            item = queue.get(stops)
+            item = queue.get(stops, waits)
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error

@@ -13,7 +13,8 @@ from export.graphs import export_encoder, export_step
 from export.quantisation import QuantisationOptions, quantise_encoder
 from export.verification import OnnxGraph, count_different, search_graph
 from saccade.bundle import ENCODER, STEP, Precision, Variant
-from saccade.search import Hypothesis, SearchOptions
+from saccade.hypotheses import Hypothesis
+from saccade.search import SearchOptions
 from training.checkpoint import Checkpoint
 from training.decoding import TorchDecoder
 from training.lowering import lowered

@@ -15,7 +15,8 @@ from torch import Tensor
 from export.graphs import example_step_inputs
 from saccade.errors import ExportError
 from saccade.glimpses import DecodeMode
-from saccade.search import Arrays, HostDecoding, Hypothesis, SearchOptions, glimpses_of, search
+from saccade.hypotheses import Hypothesis
+from saccade.search import Arrays, HostDecoding, SearchOptions, glimpses_of, search
 from training.checkpoint import Checkpoint
 from training.decoding import TorchDecoder
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, StepGraph

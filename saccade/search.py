@@ -6,15 +6,17 @@ The rule itself (top-k, slots, gather of the surviving states) runs inside the s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Protocol, Self, cast, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.errors import BackendError, ConfigError
+from saccade.errors import ConfigError
 from saccade.glimpses import DecodeMode, Glimpses
+from saccade.hypotheses import Ended, Hypothesis, StepReport, Trace
 from saccade.vocabulary import Vocabulary
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -64,42 +66,25 @@ class SearchOptions:
             raise ConfigError("invalid search options: " + "; ".join(problems))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hypothesis:
-    """A finished or truncated caption.
-
-    tokens : ids without `<start>` and `<end>`
-    log_prob : sum of log-probabilities, `<end>` included where it was reached
-    score : what it was ranked by, log_prob / length^length_penalty
-    alphas : float32 (len(tokens), L), one row a word, or None where they were not asked for
-    """
-
-    tokens: tuple[int, ...]
-    log_prob: float
-    score: float
-    truncated: bool
-    alphas: NDArray[np.float32] | None = None
-
-
-class StepReport(NamedTuple):
-    """What a step tells the loop, for B images and K rows; row r of rank r, best first.
-
-    tokens, parents : int64 (B, K), the word each candidate adds and the row it continues
-    scores : float32 (B, K), cumulative log-probs; -inf marks a row that does not exist
-    alphas : float32 (B, K, L) of the rows *before* selection (index them by parent), or None
-    """
-
-    tokens: NDArray[np.int64]
-    parents: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    alphas: NDArray[np.float32] | None
-
-
 class Decoding(Protocol):
     """One batch of images being searched. The decoder state stays where the runtime keeps it."""
 
+    @property
+    def images(self) -> int:
+        """How many are searched together."""
+        ...
+
     def advance(self, word_bias: NDArray[np.float32]) -> StepReport:
         """Run one step; `word_bias` (V,) is added to the log-probs: 0, or -inf for a banned word."""
+        ...
+
+
+@runtime_checkable
+class SharedDecoding(Decoding, Protocol):
+    """A `Decoding` that can go on with images of another one, of the same size and the same backend, in its places."""
+
+    def take(self, places: NDArray[np.intp], other: Self, images: NDArray[np.intp]) -> None:
+        """Forget the images at these places and go on with those of `other`, of which no step was run, instead."""
         ...
 
 
@@ -126,7 +111,8 @@ class HostDecoding:
         self._glimpses = glimpses
         self._with_alphas = with_alphas
         self._constants = {name: encoded[name] for name in ("annotations", "keys")}
-        rows = initial_rows(len(encoded["hidden"]), beam=beam, start=start)
+        self.images = len(encoded["hidden"])
+        rows = initial_rows(self.images, beam=beam, start=start)
         states = {name: np.repeat(encoded[name][:, None], beam, axis=1) for name in ("hidden", "cell")}
         self._state: Arrays = {**rows, **states}
 
@@ -174,108 +160,177 @@ def search(decoding: Decoding, vocabulary: Vocabulary, options: SearchOptions) -
     Finished hypotheses come before truncated ones; equal scores go to the earlier step, then to the lower rank.
     Raises BackendError where the step graph yields NaN.
     """
-    bias = np.zeros(len(vocabulary), np.float32)
-    if options.suppress_unk:
-        bias[vocabulary.unk] = -np.inf
-    early_bias = bias.copy()
-    early_bias[vocabulary.end] = -np.inf
-
-    trace = _Trace(vocabulary.end, options)
-    for step in range(options.max_length):
-        trace.add(decoding.advance(early_bias if step < options.min_length else bias))
-        if trace.is_done():
-            break
-    return trace.hypotheses()
+    searching = ContinuousSearch(vocabulary, options)
+    searching.add(decoding)
+    while not (done := searching.run()):
+        pass
+    return done[0]
 
 
-class _Trace:
-    """The steps taken so far, and which images can stop."""
+class ContinuousSearch:
+    """Batch after batch in the places of the first one: an image whose caption is known makes room for one that waits.
 
-    def __init__(self, end: int, options: SearchOptions) -> None:
-        self._end = end
+    Each batch gets what `search` finds for it alone. Images of several batches stand side by side where decodings can
+    share (`SharedDecoding`) and `<end>` is never banned; elsewhere one batch is searched to its end before the next.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, options: SearchOptions) -> None:
         self._options = options
-        self._steps: list[StepReport] = []
-        self._best_finished = np.array(-np.inf)
-        self._live = np.array(True)
+        self._bias = np.zeros(len(vocabulary), np.float32)
+        if options.suppress_unk:
+            self._bias[vocabulary.unk] = -np.inf
+        self._early_bias = self._bias.copy()
+        self._early_bias[vocabulary.end] = -np.inf
+        self._end = vocabulary.end
+        self._batches: deque[_Batch] = deque()
+        self._places: _Places | None = None
 
-    def add(self, report: StepReport) -> None:
-        if np.isnan(report.scores).any():
-            raise BackendError(
-                f"the step graph gave NaN scores at step {len(self._steps) + 1}: the weights, or the precision they "
-                'run in, are broken; compare with "--backend pytorch"'
-            )
-        self._steps.append(report)
-        exists = np.isfinite(report.scores)
-        ended = exists & (report.tokens == self._end)
-        finished = np.where(ended, self._normalised(report.scores, len(self._steps)), -np.inf)
-        self._best_finished = np.maximum(self._best_finished, finished.max(axis=1))
-        self._live = exists & ~ended
+    def add(self, decoding: Decoding, *, images: int | None = None) -> None:
+        """Let a batch wait. Only its first `images` images are searched, if there are others to fill it up."""
+        self._batches.append(_Batch(decoding, decoding.images if images is None else images))
 
-    def is_done(self) -> bool:
-        """Whether no image can still change its answer.
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is an image whose caption is not known."""
+        return any(not batch.is_done for batch in self._batches)
 
-        Scores only fall, so a live row ends at best with its score of now at the maximum length. With more than one
-        hypothesis asked for, every slot counts and the search runs to its end.
+    @property
+    def is_hungry(self) -> bool:
+        """Whether there is a place for an image, and none waits."""
+        has_place = self._places is None or not self._places.busy.all()
+        return has_place and not any(batch.waits for batch in self._batches)
+
+    def run(self) -> list[list[list[Hypothesis]]]:
+        """Go on until a batch is done or more images could be searched, for at least a step if there is any to take.
+
+        Returns the hypotheses of batches that are done, in the order in which they came.
         """
-        if self._options.n_best > 1:
-            return not self._live.any()
-        bound = self._normalised(np.where(self._live, self._steps[-1].scores, -np.inf), self._options.max_length)
-        return bool((~self._live.any(axis=1) | (self._best_finished >= bound.max(axis=1))).all())
+        while self.is_busy:
+            self._place()
+            self._advance()
+            if self._batches[0].is_done or self.is_hungry:
+                break
+        done = []
+        while self._batches and self._batches[0].is_done:
+            done.append(self._batches.popleft().hypotheses)
+        return done
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Of all images at once: with many of them, a loop over each one's steps would take longer than the steps."""
-        tokens, scores = (np.stack([getattr(report, name) for report in self._steps]) for name in ("tokens", "scores"))
-        step, rank, counts = self._best(tokens, scores)
-        images = np.arange(len(counts))[:, None]
-        words, alphas = self._traced(step, rank)
-        log_prob = scores[step, images, rank]
-        score = self._normalised(log_prob, step + 1)
-        truncated = tokens[step, images, rank] != self._end
-        length = step + truncated
-        return [
-            [
-                Hypothesis(
-                    tokens=tuple(words[image, place, : length[image, place]].tolist()),
-                    log_prob=float(log_prob[image, place]),
-                    score=float(score[image, place]),
-                    truncated=bool(truncated[image, place]),
-                    alphas=None if alphas is None else alphas[image, place, : length[image, place]].copy(),
-                )
-                for place in range(count)
-            ]
-            for image, count in enumerate(counts)
-        ]
+    def _place(self) -> None:
+        """Give images that wait the places there are, first come, first served."""
+        for batch in self._batches:
+            if batch.waits and (self._places is None or not self._places.busy.any()):
+                self._places = _Places(batch, self._trace(batch.waiting.images))
+            elif batch.waits and self._places is not None and self._mixes(self._places.decoding, batch.waiting):
+                self._places.take(batch)
 
-    def _best(self, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[NDArray[np.intp], ...]:
-        """Step and rank (B, N) where the best hypotheses of each image stop, and how many there are (B,).
-
-        tokens, scores : (T, B, K) of all steps
-        """
-        finished = np.isfinite(scores) & (tokens == self._end)
-        live = np.zeros_like(finished)
-        live[-1] = self._live  # by rank, which is best first already
-        normalised = self._normalised(scores, np.arange(1, len(scores) + 1)[:, None, None])
-        cost = np.where(finished, -normalised, np.where(live, 0.0, np.inf))
-        group, cost = (
-            part.transpose(1, 0, 2).reshape(scores.shape[1], -1) for part in (np.where(finished, 0, 2 - live), cost)
+    def _mixes(self, one: Decoding, other: Decoding) -> bool:
+        return (
+            self._options.min_length == 0  # which is counted for all places at once
+            and isinstance(one, SharedDecoding)
+            and isinstance(other, SharedDecoding)
+            and one.images == other.images
         )
-        order = np.lexsort((cost, group), axis=-1)[:, : self._options.n_best]
-        counts = np.minimum((group < 2).sum(axis=-1), order.shape[1])
-        return *np.divmod(order, scores.shape[2]), counts
 
-    def _traced(
-        self, step: NDArray[np.intp], rank: NDArray[np.intp]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """Words (B, N, T), and alphas (B, N, T, L) if they are kept, of the rows that lead to each rank (B, N)."""
-        images = np.arange(len(step))[:, None]
-        words, alphas = [], []
-        for number, report in reversed([*enumerate(self._steps)]):
-            words.append(report.tokens[images, rank])
-            rank = np.where(number <= step, report.parents[images, rank], rank)
-            if report.alphas is not None:
-                alphas.append(report.alphas[images, rank])
-        return np.stack(words[::-1], axis=2), np.stack(alphas[::-1], axis=2) if alphas else None
+    def _trace(self, images: int) -> Trace:
+        options = self._options
+        return Trace(
+            images,
+            self._end,
+            max_length=options.max_length,
+            n_best=options.n_best,
+            length_penalty=options.length_penalty,
+        )
 
-    def _normalised(self, scores: NDArray[np.float32], length: int | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        normalised: NDArray[np.float64] = np.asarray(scores, np.float64) / length**self._options.length_penalty
-        return normalised
+    def _advance(self) -> None:
+        if self._places is not None:
+            is_early = self._places.trace.steps < self._options.min_length
+            self._places.advance(self._early_bias if is_early else self._bias)
+
+
+class _Batch:
+    """Images that came together.
+
+    hypotheses : of each, once they are known
+    placed : how many have, or had, a place: the first ones
+    missing : how many captions are not known
+    """
+
+    def __init__(self, decoding: Decoding, images: int) -> None:
+        self.hypotheses: list[list[Hypothesis]] = [[] for _ in range(images)]
+        self.placed = 0
+        self.missing = images
+        self._decoding = [decoding]
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are images without a place."""
+        return self.placed < len(self.hypotheses)
+
+    @property
+    def waiting(self) -> Decoding:
+        """The decoding, until all images have a place."""
+        (decoding,) = self._decoding
+        return decoding
+
+    @property
+    def is_done(self) -> bool:
+        return self.missing == 0
+
+    def place(self, images: int) -> None:
+        """So many more have a place; after the last one, the decoding's buffers can be used again."""
+        self.placed += images
+        if not self.waits:
+            self._decoding.clear()
+
+
+class _Places:
+    """The images that are searched together, one in each place.
+
+    busy : bool (B,), where there is one whose caption is not known
+    """
+
+    def __init__(self, batch: _Batch, trace: Trace) -> None:
+        """Those of `batch` that wait get their own places."""
+        self.decoding = batch.waiting
+        self.trace = trace
+        images = np.arange(self.decoding.images)
+        self.busy = (batch.placed <= images) & (images < len(batch.hypotheses))
+        self._owners = [(batch, image) for image in images.tolist()]
+        self._first = np.zeros(len(images), np.int64)
+        self._ended: list[tuple[_Batch, int, Ended]] = []
+        batch.place(len(batch.hypotheses) - batch.placed)
+
+    def take(self, batch: _Batch) -> None:
+        """Place as many images of another batch as there is room for. Both decodings can share."""
+        places = np.flatnonzero(~self.busy)[: len(batch.hypotheses) - batch.placed]
+        if not len(places):
+            return
+        images = batch.placed + np.arange(len(places))
+        cast("SharedDecoding", self.decoding).take(places, cast("SharedDecoding", batch.waiting), images)
+        self.trace.begin(places)
+        self._first[places] = self.trace.steps
+        self.busy[places] = True
+        for place, image in zip(places.tolist(), images.tolist(), strict=True):
+            self._owners[place] = batch, image
+        batch.place(len(places))
+
+    def advance(self, bias: NDArray[np.float32]) -> None:
+        """Take a step, and see which captions are known by it."""
+        self.trace.add(self.decoding.advance(bias), self._first)
+        known = np.flatnonzero(self.busy & self.trace.is_known(self._first)).tolist()
+        for place in known:
+            batch, image = self._owners[place]
+            batch.missing -= 1
+            ended = Ended(place, int(self._first[place]), self.trace.steps - 1, self.trace.live[place])
+            self._ended.append((batch, image, ended))
+        self.busy[known] = False
+        if known and (not self.busy.any() or any(self._owners[place][0].is_done for place in known)):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Give batches their hypotheses, of many images at once, and forget the steps that told of them."""
+        batches, images, ended = zip(*self._ended, strict=True)
+        for batch, image, found in zip(batches, images, self.trace.hypotheses(ended), strict=True):
+            batch.hypotheses[image] = found
+        self._ended.clear()
+        self.trace.forget(int(self._first[self.busy].min(initial=self.trace.steps)))

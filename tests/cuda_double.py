@@ -83,13 +83,14 @@ class Gpu:
             self.faults.append("something was written beside an allocation")
 
     def at(self, address: int, size: int) -> NDArray[np.uint8]:
-        """Bytes on the GPU; the allocation must be there and large enough."""
-        if address not in self._memory:
-            raise AssertionError(f"{address:#x} is no allocation")
-        memory = self._memory[address]
-        if size > len(memory) - 2 * GUARD:
-            raise AssertionError(f"{size} bytes at an allocation of {len(memory) - 2 * GUARD}")
-        return memory[GUARD : GUARD + size]
+        """Bytes on the GPU; they must all be of one allocation."""
+        for start, memory in self._memory.items():
+            offset = address - start
+            if 0 <= offset < max(len(memory) - 2 * GUARD, 1):
+                if offset + size > len(memory) - 2 * GUARD:
+                    raise AssertionError(f"{size} bytes from {offset} of an allocation of {len(memory) - 2 * GUARD}")
+                return memory[GUARD + offset : GUARD + offset + size]
+        raise AssertionError(f"{address:#x} is in no allocation")
 
 
 gpu = Gpu.__new__(Gpu)  # set by `plug_in`
@@ -242,6 +243,10 @@ def memcpy_dtoh_async(dest: NDArray[Any], src: int, stream: Stream) -> None:
     stream.enqueue_(lambda: np.copyto(dest.reshape(-1).view(np.uint8), gpu.at(src, dest.nbytes)))
 
 
+def memcpy_dtod_async(dest: int, src: int, size: int, stream: Stream) -> None:
+    stream.enqueue_(lambda: np.copyto(gpu.at(dest, size), gpu.at(src, size)))
+
+
 def _must_be_pinned(array: NDArray[Any]) -> None:
     assert isinstance(array.base, PagelockedHostAllocation), "a copy beside the other work needs pinned memory"
 
@@ -321,6 +326,7 @@ DRIVER = {
     "get_driver_version": get_driver_version,
     "init": init,
     "mem_alloc": mem_alloc,
+    "memcpy_dtod_async": memcpy_dtod_async,
     "memcpy_dtoh_async": memcpy_dtoh_async,
     "memcpy_htod_async": memcpy_htod_async,
     "pagelocked_empty": pagelocked_empty,

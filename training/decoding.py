@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saccade.glimpses import Glimpses
-from saccade.search import Arrays, Hypothesis, SearchOptions, StepReport, glimpses_of, initial_rows, search
+from saccade.hypotheses import Hypothesis, StepReport
+from saccade.search import Arrays, SearchOptions, glimpses_of, initial_rows, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, EncoderGraph, StepGraph
 from training.model import Captioner
@@ -34,7 +35,8 @@ class TorchDecoding:
         self._with_alphas = with_alphas
         self._device = encoded["hidden"].device
         self._constants = {name: encoded[name] for name in ("annotations", "keys")}
-        rows = initial_rows(len(encoded["hidden"]), beam=beam, start=start)
+        self.images = len(encoded["hidden"])
+        rows = initial_rows(self.images, beam=beam, start=start)
         self._state = {name: torch.from_numpy(value).to(self._device) for name, value in rows.items()}
         for name in ("hidden", "cell"):
             self._state[name] = encoded[name][:, None].expand(-1, beam, -1)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saccade.search import Hypothesis, SearchOptions, StepReport, glimpses_of, initial_rows, search
+from saccade.hypotheses import Hypothesis, StepReport
+from saccade.search import SearchOptions, glimpses_of, initial_rows, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import predict, rows_of, survivors
 from training.model import Captioner, Choice, DecoderState
@@ -74,6 +75,7 @@ class _EnsembleDecoding:
         *,
         with_alphas: bool,
     ) -> None:
+        self.images = images
         self._members = members
         self._end = vocabulary.end
         self._with_alphas = with_alphas

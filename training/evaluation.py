@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import AttentionError
-from saccade.search import Hypothesis, SearchOptions
+from saccade.hypotheses import Hypothesis
+from saccade.search import SearchOptions
 from saccade.vocabulary import Vocabulary
 from training.data import Progress, Split
 from training.decoding import TorchDecoder

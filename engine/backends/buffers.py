@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.bundle import Bundle, GraphSpec, Precision, TensorSpec
 from saccade.glimpses import Glimpses
-from saccade.search import Arrays, Decoding, SearchOptions, StepReport, glimpses_of, initial_rows
+from saccade.hypotheses import StepReport
+from saccade.search import Arrays, Decoding, SearchOptions, glimpses_of, initial_rows
 
 Run = Callable[[], None]
 """Executes a graph on the buffers that it was bound to, and returns when they can be read."""
@@ -50,6 +51,20 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedExecutor(Executor, Protocol):
+    """One that can copy images between its buffers."""
+
+    def take(
+        self,
+        places: NDArray[np.intp],
+        others: Sequence[tuple[Buffer, Buffer]],
+        images: NDArray[np.intp],
+    ) -> None:
+        """Copy `images`, along the first axis, of the second buffer of each pair to these places of the first."""
+        ...
+
+
 class BufferedBackend:
     """A `Backend` over two executors. Buffers are allocated at the first batch of their size and then used again."""
 
@@ -70,7 +85,10 @@ class BufferedBackend:
         size = len(pixels), options.beam
         idle = self._idle[size]
         workspace = idle.pop() if idle else _Workspace(*self._executors.values(), images=size[0], beam=size[1])
-        decoding = _BufferedDecoding(workspace, with_alphas=with_alphas, glimpses=glimpses)
+        # Noise is drawn for a batch: such images stay together.
+        can_share = glimpses is None and isinstance(workspace.step, SharedExecutor)
+        kind = _SharedBufferedDecoding if can_share else _BufferedDecoding
+        decoding = kind(workspace, with_alphas=with_alphas, glimpses=glimpses)
         # Nobody says when a search has ended: whoever held it has let go of it.
         weakref.finalize(decoding, idle.append, workspace).atexit = False
         workspace.encode(pixels, start=self._start)
@@ -118,7 +136,8 @@ class _Workspace:
     """All buffers for B images and K rows, and the graphs bound to them."""
 
     def __init__(self, encoder: Executor, step: Executor, *, images: int, beam: int) -> None:
-        self._images, self._beam = images, beam
+        self.step, self.images = step, images
+        self._beam = beam
         sizes = {"images": images, "beam": beam}
         self._pixels = _buffer(encoder, encoder.spec.inputs[0], sizes)
         self._encoded = {tensor.name: _buffer(encoder, tensor, sizes) for tensor in encoder.spec.outputs}
@@ -127,16 +146,16 @@ class _Workspace:
         inputs = {tensor.name: tensor for tensor in step.spec.inputs}
         state = [tensor.name for tensor in step.spec.outputs if tensor.name.startswith("next_")]
         states = [{name: _buffer(step, inputs[name.removeprefix("next_")], sizes) for name in state} for _ in range(2)]
-        self._state = {name.removeprefix("next_"): buffer for name, buffer in states[0].items()}
-        constants = {name: self._encoded[name] for name in ("annotations", "keys")}
+        self.states = tuple({name.removeprefix("next_"): one for name, one in set_.items()} for set_ in states)
+        self.constants = {name: self._encoded[name] for name in ("annotations", "keys")}
         reported = {t.name: _buffer(step, t, sizes) for t in step.spec.outputs if t.name not in state}
         self.given = {
             name: _buffer(step, tensor, sizes)
             for name, tensor in inputs.items()
-            if name not in constants and name not in self._state
+            if name not in self.constants and name not in self.states[0]
         }
         self.sides = tuple(
-            self._side(step, constants | self.given, here, reported | there)
+            self._side(step, self.constants | self.given, here, reported | there)
             for here, there in (states, reversed(states))
         )
 
@@ -144,10 +163,10 @@ class _Workspace:
         """Fill the buffers of the first step."""
         self._pixels.write(pixels)
         self._encode()
-        for name, values in initial_rows(self._images, beam=self._beam, start=start).items():
-            self._state[name].write(values)
+        for name, values in initial_rows(self.images, beam=self._beam, start=start).items():
+            self.states[0][name].write(values)
         for name in ("hidden", "cell"):
-            self._state[name].write(self._encoded[name].read()[:, None])
+            self.states[0][name].write(self._encoded[name].read()[:, None])
 
     @staticmethod
     def _side(
@@ -161,6 +180,7 @@ class _BufferedDecoding:
     """A `saccade.search.Decoding` whose state goes to and fro between two sets of buffers."""
 
     def __init__(self, workspace: _Workspace, *, with_alphas: bool, glimpses: Glimpses | None) -> None:
+        self.images = workspace.images
         self._workspace = workspace
         self._with_alphas = with_alphas
         self._glimpses = glimpses
@@ -183,6 +203,18 @@ class _BufferedDecoding:
             scores=side.outputs["next_scores"].read(),
             alphas=side.outputs["alphas"].read() if self._with_alphas else None,
         )
+
+
+class _SharedBufferedDecoding(_BufferedDecoding):
+    """A `saccade.search.SharedDecoding`."""
+
+    def take(self, places: NDArray[np.intp], other: Self, images: NDArray[np.intp]) -> None:
+        """Copy what the next step reads from what the first step of the other one would read."""
+        here, there = self._workspace, other._workspace
+        state = here.states[self._steps % 2]
+        pairs = [(here.constants[name], buffer) for name, buffer in there.constants.items()]
+        pairs += [(state[name], buffer) for name, buffer in there.states[0].items()]
+        cast("SharedExecutor", here.step).take(places, pairs, images)
 
 
 def _buffer(executor: Executor, tensor: TensorSpec, sizes: Mapping[str, int]) -> Buffer:

@@ -163,6 +163,11 @@ class Array:
             return from_bfloat16_bits(self._mirror)
         return self._mirror.astype(np.float32 if self.dtype == "float16" else self.dtype)
 
+    def take(self, place: int, other: Array, image: int, stream: Stream) -> None:
+        """Enqueue a copy of an image, along the first axis, of another array. Whoever calls holds the stream's lock."""
+        size = int(np.prod(self.shape[1:])) * self._stored.itemsize
+        driver.memcpy_dtod_async(self.address + place * size, other.address + image * size, size, stream.raw)
+
     def fetch(self, stream: Stream) -> None:
         """Where the array is read, enqueue that the mirror becomes what the array is at that place of the stream."""
         if self._is_read:

@@ -85,7 +85,8 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None, p
         # cuDNN reports every kernel that it looked for in vain as an error, past the severity of a session.
         onnxruntime.set_default_logger_severity(_FATAL)
     place: _Place = _OneThread() if provider in _CAPTURING else _here
-    graphs = {name: _Graph(bundle, name, precision, provider, threads, place) for name in ("encoder", "step")}
+    kind = _Graph if _DEVICES[provider] == "cuda" else _HostGraph
+    graphs = {name: kind(bundle, name, precision, provider, threads, place) for name in ("encoder", "step")}
     device = provider.removesuffix("ExecutionProvider")
     slow = " (slow: this processor has no VNNI)" if precision == "int8" and saturates_int8() else ""
     return BufferedBackend(
@@ -169,7 +170,9 @@ class _Graph:
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the provider's device."""
-        return _Buffer(shape, np.dtype(tensor.dtype), _DEVICES[self._provider], self._place)
+        dtype = np.dtype(tensor.dtype)
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        return _Buffer(self._place(lambda: make(shape, dtype.type, "cuda", 0)), shape, dtype, self._place)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         """An IOBinding: nothing is copied between the runs."""
@@ -227,12 +230,24 @@ class _Graph:
         return onnxruntime.InferenceSession(self._path, options, providers=list(providers))
 
 
+class _HostGraph(_Graph):
+    """One on the CPU, which shares its memory with NumPy."""
+
+    def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _HostBuffer:
+        """Memory of the host."""
+        return _HostBuffer(np.zeros(shape, tensor.dtype))
+
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
+        """Copy images between buffers."""
+        for here, there in others:
+            cast("_HostBuffer", here).array[places] = cast("_HostBuffer", there).array[images]
+
+
 class _Buffer:
     """An OrtValue that stays where it is."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str, place: _Place) -> None:
-        self.shape, self._dtype, self._place = shape, dtype, place
-        self.value: Any = place(lambda: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device, 0))
+    def __init__(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], place: _Place) -> None:
+        self.value, self.shape, self._dtype, self._place = value, shape, dtype, place
 
     def write(self, values: NDArray[Any]) -> None:
         """Copy from the host."""
@@ -241,5 +256,22 @@ class _Buffer:
 
     def read(self) -> NDArray[Any]:
         """A copy on the host."""
-        values: NDArray[Any] = self._place(lambda: self.value.numpy())  # of a CPU, not a copy yet
-        return values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
+        values: NDArray[Any] = self._place(lambda: self.value.numpy())
+        return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+class _HostBuffer(_Buffer):
+    """An array, and the OrtValue that is the same memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
+        super().__init__(value, array.shape, array.dtype, _here)
+        self.array = array
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Copy into the array."""
+        self.array[...] = values
+
+    def read(self) -> NDArray[Any]:
+        """A copy of the array."""
+        return self.array.astype(np.float32 if self.array.dtype == np.float16 else self.array.dtype)

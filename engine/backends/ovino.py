@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -119,6 +119,11 @@ class _Graph:
         for name, buffer in (*inputs.items(), *outputs.items()):
             request.set_tensor(name, cast("_Buffer", buffer).tensor)
         return lambda: request.infer() and None
+
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
+        """Copy images between buffers."""
+        for here, there in others:
+            cast("_Buffer", here).array[places] = cast("_Buffer", there).array[images]
 
     def _model(self, inputs: Mapping[str, _Buffer]) -> openvino.CompiledModel:
         shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)

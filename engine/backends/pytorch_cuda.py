@@ -7,7 +7,7 @@ search, which are many and short, go first. The reference is `engine.backends.py
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, cast
@@ -145,6 +145,14 @@ class _Graph:
                 self._queue.finish()
 
         return run
+
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
+        """Copy images between buffers, in one piece each."""
+        with self._queue.entered():
+            to, of = (torch.from_numpy(rows).to(self._queue.device) for rows in (places, images))
+            for here, there in others:
+                cast("_Buffer", here).tensor.index_copy_(0, to, cast("_Buffer", there).tensor.index_select(0, of))
+            self._queue.finish()
 
 
 _LOWERED = ("annotations", "keys", "hidden", "cell")

@@ -14,8 +14,9 @@ from engine.backends.buffers import Buffer, BufferedBackend, Run
 from engine.backends.cuda import Array, Cuda, Replay, Stream
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
+from saccade.hypotheses import StepReport
 from saccade.plans import Machine, PlanOptions, Target, beams_built, collecting_logger, machine_of, read_plan, reason
-from saccade.search import Decoding, SearchOptions, StepReport
+from saccade.search import Decoding, SearchOptions
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
 """Which plans are taken where there is a choice, best first."""
@@ -75,6 +76,7 @@ class _Together:
     """Several decodings as one."""
 
     def __init__(self, decodings: Sequence[Decoding]) -> None:
+        self.images = sum(decoding.images for decoding in decodings)
         self._decodings = decodings
 
     def advance(self, word_bias: NDArray[np.float32]) -> StepReport:
@@ -110,6 +112,10 @@ class _Executor:
             )
         return self._plans[beam].bind({name: arrays[name] for name in inputs}, {name: arrays[name] for name in outputs})
 
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
+        """Copy images between arrays."""
+        self._first.take(places, [(cast("Array", here), cast("Array", there)) for here, there in others], images)
+
 
 class _Plan:
     """An engine of TensorRT with a stream for what it runs, and one for what is copied apart from that.
@@ -134,6 +140,14 @@ class _Plan:
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> Array:
         """An array on the GPU."""
         return Array(self._cuda, self._copies, shape, tensor.dtype)
+
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Array, Array]], images: NDArray[np.intp]) -> None:
+        """Copy images between arrays, and return when they are there."""
+        with self._cuda.current(), self._copies.lock:
+            for here, there in others:
+                for place, image in zip(places.tolist(), images.tolist(), strict=True):
+                    here.take(place, there, image, self._copies)
+            self._copies.finish()
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> _Run:
         """A context for these shapes, with all addresses set once. Raises BackendError where TensorRT refuses them."""

@@ -24,8 +24,9 @@ from engine.backends.base import open_backend
 from saccade.bundle import Bundle
 from saccade.cli import main
 from saccade.errors import DataError
+from saccade.hypotheses import Hypothesis
 from saccade.progress import Reporter
-from saccade.search import Hypothesis, SearchOptions
+from saccade.search import SearchOptions
 from tests.benchmarks.virtual_time import VirtualTime
 from tests.bundles import SPEC, patchworks, save_patchworks
 

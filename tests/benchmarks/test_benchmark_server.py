@@ -16,7 +16,8 @@ from benchmarks.server import Served, ServerOptions, Time, arrivals, highest_rat
 from engine.backends.base import open_backend
 from saccade.bundle import Bundle
 from saccade.errors import ConfigError, OutputError
-from saccade.search import Hypothesis, SearchOptions
+from saccade.hypotheses import Hypothesis
+from saccade.search import SearchOptions
 from tests.benchmarks.virtual_time import VirtualTime
 from tests.bundles import patchworks
 

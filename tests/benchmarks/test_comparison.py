@@ -29,7 +29,8 @@ from benchmarks.comparison_runs import (
 )
 from engine.backends.base import open_backend
 from saccade.bundle import Bundle
-from saccade.search import Hypothesis, SearchOptions, StepReport
+from saccade.hypotheses import Hypothesis, StepReport
+from saccade.search import SearchOptions
 from tests.benchmarks.changed_bundles import Weights, changed, in_half_precision
 from tests.bundles import MAX_LENGTH, patchworks
 

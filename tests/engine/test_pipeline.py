@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import count, islice
 
 import pytest
 
-from engine.pipeline import Stages, ahead, in_order
+from engine.pipeline import Stage, Stages, ahead, at_hand, in_order
 from tests.waiting import eventually
 
 
@@ -245,3 +246,19 @@ def test_pulling_counts_as_the_work_of_who_makes() -> None:
     for _ in stages.pulled("scan", items()):
         time.sleep(0.3)
     assert 0.03 <= stages.by_name["scan"].busy_s < 0.9
+
+
+def test_what_is_not_there_yet_is_not_waited_for() -> None:
+    more, waits = threading.Event(), False
+
+    def items() -> Generator[str]:
+        yield "first"
+        more.wait()
+        yield "second"
+
+    with closing(at_hand(items(), size=1, name="items", stage=Stage(1), waits=lambda: waits)) as found:
+        assert next(item for item in found if item is not None) == "first"
+        assert [next(found), next(found)] == [None, None]
+        more.set()
+        waits = True
+        assert list(found) == ["second"]

@@ -18,8 +18,9 @@ from engine.backends.base import BACKENDS, Backend, open_backend
 from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
+from saccade.hypotheses import Hypothesis
 from saccade.plans import PlanOptions
-from saccade.search import Hypothesis, SearchOptions, search
+from saccade.search import SearchOptions, search
 from tests.cuda_double import Gpu
 from tests.tensorrt_double import gpu
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from saccade.errors import BackendError, ConfigError
-from saccade.search import Arrays, HostDecoding, Hypothesis, SearchOptions, search
+from saccade.hypotheses import Hypothesis
+from saccade.search import Arrays, ContinuousSearch, HostDecoding, SearchOptions, search
 from tests.toys import TableStep, every_caption, random_tables, toy_vocabulary
 
 
@@ -189,3 +191,100 @@ def test_nan_scores_are_reported_instead_of_searched() -> None:
 def test_every_wrong_option_is_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"beam .*n_best .*max_length .*length_penalty"):
         SearchOptions(beam=0, n_best=3, max_length=0, length_penalty=-1.0)
+
+
+class Sharing(HostDecoding):
+    """A `SharedDecoding` over a step function."""
+
+    def take(self, places: NDArray[np.intp], other: Sharing, images: NDArray[np.intp]) -> None:
+        for mine, others in ((self._constants, other._constants), (self._state, other._state)):
+            for name, values in others.items():
+                changed = mine[name].copy()
+                changed[places] = values[images]
+                mine[name] = changed  # type: ignore[index]
+
+
+def continuous(
+    step: TableStep, sizes: list[int], options: SearchOptions, words: int, *, kind: type[HostDecoding] = Sharing
+) -> list[list[list[Hypothesis]]]:
+    """Search images in batches of places, of which so many are taken, one batch ahead."""
+    places, first = max(sizes), 0
+    searching = ContinuousSearch(toy_vocabulary(words), options)
+    found = []
+    for size in sizes:
+        numbers = np.minimum(np.arange(first, first + places), first + size - 1)  # filled up with copies of the last
+        encoded = {name: values[numbers] for name, values in step.encoded().items()}
+        searching.add(kind(step, encoded, beam=options.beam, start=START, with_alphas=True), images=size)
+        first += size
+        while not searching.is_hungry:
+            found += searching.run()
+    while searching.is_busy:
+        found += searching.run()
+    return found
+
+
+def told(found: list[list[Hypothesis]]) -> list[list[tuple[object, ...]]]:
+    return [[(h.tokens, h.log_prob, h.score, h.truncated, h.alphas.tolist()) for h in image] for image in found]  # type: ignore[union-attr]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    beam=st.integers(1, 3),
+    n_best=st.integers(1, 3),
+    max_length=st.integers(1, 6),
+    penalty=st.sampled_from([0.0, 0.7]),
+)
+def test_images_that_take_the_places_of_others_are_captioned_as_alone(
+    seed: int, sizes: list[int], beam: int, n_best: int, max_length: int, penalty: float
+) -> None:
+    options = SearchOptions(beam=beam, n_best=min(beam, n_best), max_length=max_length, length_penalty=penalty)
+    step = TableStep(random_tables(seed, sum(sizes), 4, 6), toy_vocabulary(6))
+    alone = run(step, options, 6, with_alphas=True)
+    found = continuous(step, sizes, options, 6)
+    assert [len(batch) for batch in found] == sizes
+    assert told([image for batch in found for image in batch]) == told(alone)
+
+
+def one_long_caption(images: int) -> TableStep:
+    """The first image says six words, the others none."""
+    table = np.full((images, 7, 6, 6), -20.0, np.float32)
+    table[1:, :, :, END] = 0.0
+    table[0, :6, :, A] = table[0, 6, :, END] = 0.0
+    return TableStep(table, toy_vocabulary(6))
+
+
+def test_short_captions_pass_by_a_long_one() -> None:
+    options = SearchOptions(beam=1, max_length=10)
+    step = one_long_caption(12)
+    together = continuous(step, [3, 3, 3, 3], options, 6)
+    assert [len(image[0].tokens) for batch in together for image in batch] == [6] + [0] * 11
+    assert step.calls == 7  # the other two places have room for all others meanwhile
+    step = one_long_caption(12)
+    apart = continuous(step, [3, 3, 3, 3], options, 6, kind=HostDecoding)
+    assert [told(batch) for batch in apart] == [told(batch) for batch in together]
+    assert step.calls == 7 + 3
+
+
+def test_where_words_are_banned_at_first_batches_stay_apart() -> None:
+    options = SearchOptions(beam=2, max_length=5, min_length=2)
+    step = TableStep(random_tables(3, 8, 4, 6), toy_vocabulary(6))
+    alone = run(step, options, 6, with_alphas=True)
+    found = continuous(step, [4, 4], options, 6)
+    assert told([image for batch in found for image in batch]) == told(alone)
+    assert all(len(image[0].tokens) >= 2 for image in alone)
+
+
+def test_a_batch_is_told_of_as_soon_as_it_is_done_and_in_its_turn() -> None:
+    step = one_long_caption(4)
+    searching = ContinuousSearch(toy_vocabulary(6), SearchOptions(beam=1, max_length=10))
+    for numbers in ([1, 2], [0, 3]):
+        encoded = {name: values[numbers] for name, values in step.encoded().items()}
+        searching.add(Sharing(step, encoded, beam=1, start=START, with_alphas=False))
+    assert [len(batch) for batch in searching.run()] == [2]
+    assert step.calls == 1
+    # Hungry, it comes back after every step.
+    assert [len(searching.run()) for _ in range(8)] == [0] * 6 + [1, 0]
+    assert step.calls == 8
+    assert not searching.is_busy
