@@ -147,9 +147,17 @@ class Captioner:
             too_slow=self._too_slow,
             name="saccade-load",
         )
-        encoded = each(lambda batch: self._encode(batch, stages), self._batches(loaded))
+        encoding = threading.Event()
+        encoded = each(lambda batch: self._encode(batch, stages, encoding), self._batches(loaded))
         searching = ContinuousSearch(self.bundle.vocabulary, self.search_options)
-        at_once = at_hand(encoded, size=1, name="saccade-encode", stage=encode, waits=lambda: not searching.is_busy)
+        at_once = at_hand(
+            encoded,
+            size=1,
+            name="saccade-encode",
+            stage=encode,
+            # With places to fill, a batch that is being encoded is worth waiting for; one that is still loading is not.
+            waits=lambda: encoding.is_set() or not searching.is_busy,
+        )
         searched = self._search(searching, at_once, stages)
         with closing(ahead(searched, size=1, name="saccade-search", stage=search, ended=ended)) as batches:
             for results in batches:
@@ -199,14 +207,19 @@ class Captioner:
         if batch:
             yield batch
 
-    def _encode(self, batch: list[_Loaded], stages: Stages) -> _Encoded:
+    def _encode(self, batch: list[_Loaded], stages: Stages, encoding: threading.Event) -> _Encoded:
+        """Encode; meanwhile, `encoding` is set."""
         pixels = [image.pixels for image in batch if not isinstance(image.pixels, ImageError)]
         if not pixels:
             return _Encoded(batch, None)
         with stages.working("encode"):
             # Matrix products of other sizes round differently: the last batch is filled up with copies.
             filled = pixels + pixels[-1:] * (self.options.batch - len(pixels))
-            return _Encoded(batch, self._begin(np.stack(filled)))
+            encoding.set()
+            try:
+                return _Encoded(batch, self._begin(np.stack(filled)))
+            finally:
+                encoding.clear()
 
     def _search(
         self, searching: ContinuousSearch, encoded: Generator[_Encoded | None], stages: Stages
