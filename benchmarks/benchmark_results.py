@@ -84,7 +84,7 @@ class Row:
     images_per_s : over windows, pixels in memory of the host; of a server what it answered, without interval
     words : in a caption on average
     latency : of a batch; of a server from a request's arrival to its answer
-    peak_mib : of resident memory, the whole process; device_mib : of GPU memory in use
+    peak_mib : of resident memory, of the process and what this backend added; device_mib : of GPUs, what came into use
     joules_per_image : of the processors; None where the machine does not tell
     levels, bottleneck : with other inputs than pixels of the host, and what had the least rest with files
     """

@@ -239,14 +239,13 @@ def _rate(rate: Spread | None) -> tuple[str, str, str]:
 
 def by_reference(row: Row, rows: Sequence[Row]) -> str:
     """How many times the rate of the reference the row has, in the same turns and with the same load."""
-    for base in rows:
-        if base.backend == _REFERENCE and base.key[3:] == row.key[3:] and base.scenario == row.scenario:
-            one, other = base.images_per_s, row.images_per_s
-            if row is base or not one or not other or len(one.windows) != len(other.windows):
-                return ""
-            ratio = paired_ratio(one, other)
-            return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    return ""
+    load = row.scenario, row.batch, row.beam
+    bases = [one for one in rows if one.backend == _REFERENCE and (one.scenario, one.batch, one.beam) == load]
+    one, other = bases[0].images_per_s if bases else None, row.images_per_s
+    if row in bases or not one or not other or len(one.windows) != len(other.windows):
+        return ""
+    ratio = paired_ratio(one, other)
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _with_interval(rate: Spread | None) -> str:

@@ -21,14 +21,15 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks.benchmark_results import Benchmark, Row, differing, read
+from benchmarks.benchmark_results import Benchmark, differing, read
 from benchmarks.benchmark_tables import label
 from benchmarks.markdown import markdown_table
 from benchmarks.windows import Ratio, Spread, paired_ratio
 from saccade.errors import ConfigError
 
-_ENOUGH = 0.8
-"""Of the runs: with ten that agree, fewer than eight come by chance in one of a hundred cases."""
+_HELD = 0.95
+_BY_CHANCE = 0.02
+"""So few intervals that hold the mean come by chance in less than one of fifty cases; of ten, seven or fewer."""
 
 _LEAST = 3
 _COLUMNS = (
@@ -60,9 +61,20 @@ class Repeated(NamedTuple):
         return sum(rate.low <= self.mean <= rate.high for rate in self.rates)
 
     @property
+    def held(self) -> list[int]:
+        """How many rates agree, and how many ratios."""
+        return [self.agreeing, *([self.agreeing_ratios] if self.ratios else [])]
+
+    @property
     def agreeing_ratios(self) -> int:
         """The same of the ratios."""
         return sum(ratio.low <= self.mean_ratio <= ratio.high for ratio in self.ratios)
+
+
+def agree(held: int, runs: int) -> bool:
+    """Whether that many intervals of 95 % of so many runs could hold the mean by chance."""
+    fewer = sum(math.comb(runs, k) * _HELD**k * (1 - _HELD) ** (runs - k) for k in range(held + 1))
+    return fewer >= _BY_CHANCE
 
 
 def repeated(runs: Sequence[Benchmark]) -> list[Repeated]:
@@ -70,9 +82,14 @@ def repeated(runs: Sequence[Benchmark]) -> list[Repeated]:
     first, *others = runs
     if any(differing(first, other) or _keys(other) != _keys(first) for other in others):
         raise ConfigError("these are not runs of the same command on the same machine: give files that are")
-    by_configuration = [[row for row in run.rows if row.images_per_s] for run in runs]
-    found = [(label(rows[0]), tuple(map(_rate, rows))) for rows in zip(*by_configuration, strict=True)]
-    (first_name, bases), *rest = found
+    found: dict[str, list[Spread]] = {}
+    for run in runs:
+        for row in run.rows:
+            if row.images_per_s:
+                found.setdefault(label(row), []).append(row.images_per_s)
+    if not found:
+        raise ConfigError("these runs measured servers alone, which have no windows: give others")
+    (first_name, bases), *rest = ((name, tuple(rates)) for name, rates in found.items())
     return [
         Repeated(first_name, bases, ()),
         *(Repeated(name, rates, tuple(map(paired_ratio, bases, rates))) for name, rates in rest),
@@ -114,18 +131,12 @@ def main(files: tuple[Path, ...]) -> None:
         "machine": asdict(runs[0].machine),
     }
     click.echo(json.dumps(record))
-    if any(one.agreeing < _ENOUGH * len(runs) for one in found):
+    if not all(agree(held, len(runs)) for one in found for held in one.held):
         sys.exit(1)
 
 
 def _keys(run: Benchmark) -> list[tuple[str, str, str, int, int]]:
     return [row.key for row in run.rows]
-
-
-def _rate(row: Row) -> Spread:
-    if row.images_per_s is None:
-        raise ConfigError(f"{label(row)} was not measured in windows")
-    return row.images_per_s
 
 
 if __name__ == "__main__":

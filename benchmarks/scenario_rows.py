@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from benchmarks.benchmark_results import Level, Row, Scenario, Server, latency_of
-from benchmarks.machine import MemoryUse
+from benchmarks.machine import MemoryUse, forget_peak
 from benchmarks.pictures import Pictures, forget
 from benchmarks.scenarios import FromFiles, InARow, Subject, measure_server
 from benchmarks.stages import StageTimes, Way, measure_stages
@@ -50,6 +50,7 @@ class Configuration:
 
     def first_row(self, pictures: Pictures) -> Row:
         """What is told of its first batch. Raises BackendError where it does not run."""
+        forget_peak()
         batch = pictures.batches(self.batch)[0]
         began = time.perf_counter()
         found = self.subject.caption(batch)

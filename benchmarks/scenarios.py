@@ -82,13 +82,13 @@ class InARow:
         """The watch is on the backend, by `timed_transfers`, while windows are measured."""
         self.tally = Tally()
         self._subject, self._watch, self._clock = subject, watch, clock
-        self._following = cycle(batches)
+        self._first, self._following = batches[0], cycle(batches)
         self._uploading = 0.0
 
     def window(self, seconds: float) -> float:
         """Images per second for so long. Batches before do not count: other work may have had its turn."""
         for _ in range(1 if self.tally.captions else _WARM_UP):
-            self._subject.caption(next(self._following))
+            self._subject.caption(self._first)
         energy, uploading = Energy(), self._watch.spent["upload"]
         rate = rate_of(self._piece, seconds)
         self.tally.joules.append(energy.joules())
@@ -127,6 +127,7 @@ class FromFiles:
         self._captioner = Captioner(subject.bundle, subject.backend, CaptionOptions(search=subject.search, batch=batch))
         self._paths = pictures.paths
         self._cold = cold
+        self._is_warm = False
 
     def run(self) -> tuple[float, float]:
         """Caption all files once; returns how many, and the seconds."""
@@ -139,7 +140,10 @@ class FromFiles:
         return done, spent
 
     def window(self, seconds: float) -> float:
-        """Images per second for so long."""
+        """Images per second for so long. A run before the first one does not count."""
+        if not self._is_warm:
+            self.run()
+            self._is_warm = True
         return rate_of(self.run, seconds)
 
 

@@ -35,10 +35,11 @@ _BUSY = 0.5
 """Load per core, before anything was measured, above which other work disturbs."""
 
 Prepared = InWindows | Serving | Unavailable
+Rate = Spread | BackendError
 
 
 def sweep(bundle: Bundle, pictures: Pictures, options: SweepOptions, reporter: Reporter) -> Benchmark:
-    """Measure everything. What does not run here is told of; what fails after it ran once raises BackendError."""
+    """Measure everything. What does not run here is told of."""
     machine = this_machine()
     with ExitStack() as opened:
         prepared: list[Prepared] = []
@@ -97,7 +98,8 @@ def _prepare(bundle: Bundle, pictures: Pictures, options: SweepOptions, opened: 
 def _measure(prepared: Sequence[Prepared], options: SweepOptions, reporter: Reporter) -> list[Row | Unavailable]:
     """What each of them comes to."""
     in_windows = [one for one in prepared if isinstance(one, InWindows)]
-    of_pixels, of_files = _of_pixels(in_windows, options, reporter), _of_files(in_windows, options, reporter)
+    of_pixels = _of_pixels(in_windows, options, reporter)
+    of_files = _of_files([one for one in in_windows if isinstance(of_pixels[one], Spread)], options, reporter)
     serving = [one for one in prepared if isinstance(one, Serving)]
     served: dict[Serving, Row | Unavailable] = {}
     with reporter.task("serving", len(serving), unit="servers") as update:
@@ -107,15 +109,24 @@ def _measure(prepared: Sequence[Prepared], options: SweepOptions, reporter: Repo
     results: list[Row | Unavailable] = []
     for each in prepared:
         if isinstance(each, InWindows):
-            results.append(each.row(of_pixels[each], of_files[each]))
+            results.append(_row(each, of_pixels[each], of_files.get(each, {})))
         else:
             results.append(served[each] if isinstance(each, Serving) else each)
     return results
 
 
-def _of_pixels(
-    configurations: Sequence[InWindows], options: SweepOptions, reporter: Reporter
-) -> dict[InWindows, Spread]:
+def _row(one: InWindows, of_pixels: Rate, of_files: Mapping[Level, Rate]) -> Row | Unavailable:
+    known: dict[Level, Spread] = {}
+    for level, rate in of_files.items():
+        if isinstance(rate, BackendError):
+            return Unavailable(name=one.configuration.name, reason=str(rate))
+        known[level] = rate
+    if isinstance(of_pixels, BackendError):
+        return Unavailable(name=one.configuration.name, reason=str(of_pixels))
+    return one.row(of_pixels, known)
+
+
+def _of_pixels(configurations: Sequence[InWindows], options: SweepOptions, reporter: Reporter) -> dict[InWindows, Rate]:
     watched = {one.configuration.watch: one.configuration.subject.backend for one in configurations}
     with ExitStack() as stack:
         for watch, backend in watched.items():
@@ -125,9 +136,9 @@ def _of_pixels(
 
 def _of_files(
     configurations: Sequence[InWindows], options: SweepOptions, reporter: Reporter
-) -> dict[InWindows, dict[Level, Spread]]:
+) -> dict[InWindows, dict[Level, Rate]]:
     windows = {(one, level): files.window for one in configurations for level, files in one.of_files.items()}
-    found: dict[InWindows, dict[Level, Spread]] = {one: {} for one in configurations}
+    found: dict[InWindows, dict[Level, Rate]] = {one: {} for one in configurations}
     for (one, level), rate in _in_turns(windows, "files", options, reporter).items():
         found[one][level] = rate
     return found
@@ -135,14 +146,23 @@ def _of_files(
 
 def _in_turns(
     windows: Mapping[Key, Callable[[float], float]], what: str, options: SweepOptions, reporter: Reporter
-) -> dict[Key, Spread]:
-    """The rates of all windows, which get their seconds in turns."""
+) -> dict[Key, Rate]:
+    """The rates of all windows, which get their seconds in turns, or why one failed; the others go on."""
     if not windows:
         return {}
-    seconds, most = options.windows.seconds, options.windows.most * len(windows)
-    with reporter.task(f"measuring {what}", most, unit="windows") as update:
-        rates = in_turns([partial(window, seconds) for window in windows.values()], options.windows, progress=update)
-    return dict(zip(windows, rates, strict=True))
+    failed: dict[Key, BackendError] = {}
+
+    def measured(key: Key) -> float:
+        if key not in failed:
+            try:
+                return windows[key](options.windows.seconds)
+            except BackendError as error:
+                failed[key] = error
+        return 1.0  # the rate of what failed is not told
+
+    with reporter.task(f"measuring {what}", options.windows.most * len(windows), unit="windows") as update:
+        rates = in_turns([partial(measured, key) for key in windows], options.windows, progress=update)
+    return {**dict(zip(windows, rates, strict=True)), **failed}
 
 
 def _served(serving: Serving) -> Row | Unavailable:

@@ -125,7 +125,7 @@ def in_turns(windows: Sequence[Window], options: WindowOptions, *, progress: Pro
 def paired_ratio(one: Spread, other: Spread) -> Ratio:
     """How many times the rate of `one` the other is, turn by turn: what slows a turn slows both.
 
-    The geometric mean, with Student's interval of the logarithms. Both have as many windows, measured in turns.
+    The geometric mean, with the interval of the logarithms. Both have as many windows, measured in turns.
     """
     found = spread_of([math.log(second / first) for first, second in zip(one.windows, other.windows, strict=True)])
     return Ratio(math.exp(found.mean), math.exp(found.low), math.exp(found.high))

@@ -82,8 +82,15 @@ class _Loaded(NamedTuple):
     pixels: NDArray[np.uint8] | ImageError
 
 
+class _Named(NamedTuple):
+    """An image of which no more is needed than what it is called, and why it could not be read."""
+
+    name: str
+    error: ImageError | None
+
+
 class _Encoded(NamedTuple):
-    batch: Sequence[_Loaded]
+    names: Sequence[_Named]
     decoding: Decoding | None
     """Of the readable images, in order; None where there is none."""
 
@@ -210,37 +217,51 @@ class Captioner:
     def _encode(self, batch: list[_Loaded], stages: Stages, encoding: threading.Event) -> _Encoded:
         """Encode; meanwhile, `encoding` is set."""
         pixels = [image.pixels for image in batch if not isinstance(image.pixels, ImageError)]
+        names = [_Named(name, loaded if isinstance(loaded, ImageError) else None) for name, loaded in batch]
         if not pixels:
-            return _Encoded(batch, None)
+            return _Encoded(names, None)
         with stages.working("encode"):
             # Matrix products of other sizes round differently: the last batch is filled up with copies.
             filled = pixels + pixels[-1:] * (self.options.batch - len(pixels))
             encoding.set()
             try:
-                return _Encoded(batch, self._begin(np.stack(filled)))
+                return _Encoded(names, self._begin(np.stack(filled)))
             finally:
                 encoding.clear()
 
     def _search(
         self, searching: ContinuousSearch, encoded: Generator[_Encoded | None], stages: Stages
     ) -> Generator[list[Record | Failure]]:
-        """Results of batch after batch; None says that no further one is encoded yet, while others are searched."""
-        batches: deque[Sequence[_Loaded]] = deque()
+        """Results of batch after batch; None says that no further one is encoded yet, while others are searched.
+
+        An error of what comes before comes out after the results of the batches before it.
+        """
+        batches: deque[Sequence[_Named]] = deque()
+        failed: Exception | None = None
         with closing(encoded):
-            for one in encoded:
+            while failed is None:
+                try:
+                    one = next(encoded)
+                except StopIteration:
+                    break
+                except Exception as error:  # noqa: BLE001 - raised below
+                    failed = error
+                    break
                 if one is not None:
-                    batches.append(one.batch)
+                    batches.append(one.names)
                     if one.decoding is not None:
-                        searching.add(one.decoding, images=_readable(one.batch))
+                        searching.add(one.decoding, images=_readable(one.names))
                     del one  # or its buffers could not be used again before the next comes
                 yield from self._found(searching, batches, stages)
                 while not searching.is_hungry:
                     yield from self._found(searching, batches, stages)
         while batches:
             yield from self._found(searching, batches, stages)
+        if failed is not None:
+            raise failed
 
     def _found(
-        self, searching: ContinuousSearch, batches: deque[Sequence[_Loaded]], stages: Stages
+        self, searching: ContinuousSearch, batches: deque[Sequence[_Named]], stages: Stages
     ) -> Generator[list[Record | Failure]]:
         """Search on; of the batches that are done now, the results."""
         found: deque[list[list[Hypothesis]]] = deque()
@@ -248,13 +269,13 @@ class Captioner:
             with stages.working("search"):
                 found.extend(searching.run())
         while batches and (found or not _readable(batches[0])):
-            batch = batches.popleft()
-            hypotheses = iter(found.popleft() if _readable(batch) else ())
+            names = batches.popleft()
+            hypotheses = iter(found.popleft() if _readable(names) else ())
             yield [
-                Failure(path=image.name, kind=image.pixels.kind, error=str(image.pixels))
-                if isinstance(image.pixels, ImageError)
-                else self._record(image.name, next(hypotheses))
-                for image in batch
+                self._record(one.name, next(hypotheses))
+                if one.error is None
+                else Failure(path=one.name, kind=one.error.kind, error=str(one.error))
+                for one in names
             ]
 
     def _record(self, name: str, hypotheses: Sequence[Hypothesis]) -> Record:
@@ -284,8 +305,8 @@ class Captioner:
         )
 
 
-def _readable(batch: Sequence[_Loaded]) -> int:
-    return sum(not isinstance(image.pixels, ImageError) for image in batch)
+def _readable(names: Sequence[_Named]) -> int:
+    return sum(one.error is None for one in names)
 
 
 def _source(number: int, image: ImageLike) -> Source:

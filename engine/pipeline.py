@@ -103,7 +103,9 @@ class _Ahead(Generic[T]):
         error: BaseException | None = None
         try:
             for item in items:
-                if not self.put(item):
+                taken = self.put(item)
+                del item  # the taker's, while the next one is made
+                if not taken:
                     break
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the thread that pulls
             error = raised
@@ -206,6 +208,7 @@ def _pulled(
                     raise item.error
                 return
             yield item
+            del item  # or it would be kept until the next one comes
     finally:
         if ended is not None:
             ended.set()

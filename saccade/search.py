@@ -186,8 +186,8 @@ class ContinuousSearch:
         self._places: _Places | None = None
 
     def add(self, decoding: Decoding, *, images: int | None = None) -> None:
-        """Let a batch wait. Only its first `images` images are searched, if there are others to fill it up."""
-        self._batches.append(_Batch(decoding, decoding.images if images is None else images))
+        """Let a batch wait. Only its first `images` images are searched, where others fill it up."""
+        self._batches.append(_Batch(decoding, decoding.images if images is None else min(images, decoding.images)))
 
     @property
     def is_busy(self) -> bool:
@@ -196,9 +196,12 @@ class ContinuousSearch:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether there is a place for an image, and none waits."""
-        has_place = self._places is None or not self._places.busy.all()
-        return has_place and not any(batch.waits for batch in self._batches)
+        """Whether there is a place for an image of another batch, and none waits."""
+        if any(batch.waits for batch in self._batches):
+            return False
+        if self._places is None or not self._places.busy.any():
+            return True
+        return not self._places.busy.all() and self._can_mix(self._places.decoding)
 
     def run(self) -> list[list[list[Hypothesis]]]:
         """Go on until a batch is done or more images could be searched, for at least a step if there is any to take.
@@ -220,16 +223,17 @@ class ContinuousSearch:
         for batch in self._batches:
             if batch.waits and (self._places is None or not self._places.busy.any()):
                 self._places = _Places(batch, self._trace(batch.waiting.images))
-            elif batch.waits and self._places is not None and self._mixes(self._places.decoding, batch.waiting):
+            elif batch.waits and self._places is not None and self._mix(self._places.decoding, batch.waiting):
                 self._places.take(batch)
+            if batch.waits:
+                return
 
-    def _mixes(self, one: Decoding, other: Decoding) -> bool:
-        return (
-            self._options.min_length == 0  # which is counted for all places at once
-            and isinstance(one, SharedDecoding)
-            and isinstance(other, SharedDecoding)
-            and one.images == other.images
-        )
+    def _mix(self, one: Decoding, other: Decoding) -> bool:
+        return self._can_mix(one) and self._can_mix(other) and one.images == other.images
+
+    def _can_mix(self, decoding: Decoding) -> bool:
+        # A minimum length is counted for all places at once.
+        return self._options.min_length == 0 and isinstance(decoding, SharedDecoding)
 
     def _trace(self, images: int) -> Trace:
         options = self._options
@@ -259,7 +263,7 @@ class _Batch:
         self.hypotheses: list[list[Hypothesis]] = [[] for _ in range(images)]
         self.placed = 0
         self.missing = images
-        self._decoding = [decoding]
+        self._decoding: Decoding | None = decoding
 
     @property
     def waits(self) -> bool:
@@ -268,9 +272,8 @@ class _Batch:
 
     @property
     def waiting(self) -> Decoding:
-        """The decoding, until all images have a place."""
-        (decoding,) = self._decoding
-        return decoding
+        """The decoding. Asked for as long as images wait."""
+        return cast("Decoding", self._decoding)
 
     @property
     def is_done(self) -> bool:
@@ -280,7 +283,7 @@ class _Batch:
         """So many more have a place; after the last one, the decoding's buffers can be used again."""
         self.placed += images
         if not self.waits:
-            self._decoding.clear()
+            self._decoding = None
 
 
 class _Places:

@@ -85,8 +85,8 @@ class BufferedBackend:
         size = len(pixels), options.beam
         idle = self._idle[size]
         workspace = idle.pop() if idle else _Workspace(*self._executors.values(), images=size[0], beam=size[1])
-        # Noise is drawn for a batch: such images stay together.
-        can_share = glimpses is None and isinstance(workspace.step, SharedExecutor)
+        # Streams of noise are not moved from batch to batch: images that draw where to look stay together.
+        can_share = options.decode_mode != "sample" and isinstance(workspace.step, SharedExecutor)
         kind = _SharedBufferedDecoding if can_share else _BufferedDecoding
         decoding = kind(workspace, with_alphas=with_alphas, glimpses=glimpses)
         # Nobody says when a search has ended: whoever held it has let go of it.

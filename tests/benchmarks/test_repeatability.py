@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.benchmark_results import Benchmark, write
-from benchmarks.repeatability import main, repeated
+from benchmarks.repeatability import agree, main, repeated
 from benchmarks.windows import spread_of
 from saccade.errors import ConfigError
 from tests.benchmarks.made_up import benchmark, row
@@ -55,6 +55,9 @@ def test_rates_that_drift_apart_fail_and_their_ratio_stays(tmp_path: Path) -> No
 def test_what_is_no_repetition_is_refused(tmp_path: Path) -> None:
     one, other = runs(1.0, 1.0)
     fewer = replace(other, rows=other.rows[:1])
+    servers = [replace(run, rows=(row(scenario="server", images_per_s=None),)) for run in (one, other)]
+    with pytest.raises(ConfigError, match="servers alone"):
+        repeated(servers)
     elsewhere = replace(other, fingerprint="another")
     for strange in (fewer, elsewhere):
         with pytest.raises(ConfigError, match="not runs of the same command"):
@@ -62,3 +65,9 @@ def test_what_is_no_repetition_is_refused(tmp_path: Path) -> None:
     outcome = checked([one, other], tmp_path)
     assert outcome.exit_code == 2
     assert "of 3 runs or more" in outcome.output
+
+
+def test_too_few_are_those_that_hardly_come_by_chance() -> None:
+    """Of ten at 95 %: seven or fewer in 1.15 % of the cases, eight or fewer in 8.6 %."""
+    assert [agree(held, 10) for held in (7, 8, 10)] == [False, True, True]
+    assert [agree(held, 3) for held in (1, 2)] == [False, True]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import engine.backends.ort
 import engine.captioner
-from engine.backends.base import BACKENDS, BackendEntry, open_backend
+from engine.backends.base import BACKENDS, Backend, BackendEntry, open_backend
 from engine.backends.buffers import _BufferedDecoding
 from engine.backends.pytorch_cuda import open_backend as open_pytorch_cuda
 from engine.captioner import Captioner, CaptionOptions, ImageLike
@@ -26,7 +26,7 @@ from saccade.bundle import CHECKPOINT, Bundle, Precision
 from saccade.errors import BackendError, BundleError, ConfigError, DataError, ImageError
 from saccade.hypotheses import Hypothesis, StepReport
 from saccade.preprocessing import PreprocessSpec, load_image
-from saccade.search import SearchOptions
+from saccade.search import ContinuousSearch, Decoding, SearchOptions, search
 from tests.bundles import CPU_BACKENDS, MAX_LENGTH, SPEC, VOCABULARY, patchworks, save_patchworks
 from tests.waiting import eventually
 
@@ -45,8 +45,7 @@ def hypotheses(
     precision: Precision | None = None,
     **options: Any,
 ) -> list[list[Hypothesis]]:
-    search = search_options(**options)
-    opened = CaptionOptions(search=search, attention=True, backend=backend, precision=precision)
+    opened = CaptionOptions(search=search_options(**options), attention=True, backend=backend, precision=precision)
     with Captioner.open(bundle, opened) as captioner:
         return captioner.caption_pixels(pixels)
 
@@ -54,6 +53,26 @@ def hypotheses(
 def records(bundle: Path, paths: Sequence[ImageLike], options: CaptionOptions | None = None) -> list[Record | Failure]:
     with Captioner.open(bundle, options) as captioner:
         return list(captioner.caption(paths))
+
+
+def told(found: list[list[Hypothesis]]) -> list[list[tuple[Any, ...]]]:
+    """All there is in hypotheses, to be compared to the last bit."""
+    return [
+        [
+            (one.tokens, one.log_prob, one.score, one.truncated, one.alphas is not None and one.alphas.tolist())
+            for one in image
+        ]
+        for image in found
+    ]
+
+
+def uneven(backend: Backend, options: SearchOptions) -> list[list[int]]:
+    """Batches of four pictures, of which three have a short caption and one has a long one, by number."""
+    found = search(backend.begin(PICTURES, options, with_alphas=False), VOCABULARY, options)
+    lengths = [len(best.tokens) for best, *_ in found]
+    short, long = int(np.argmin(lengths)), int(np.argmax(lengths))
+    assert lengths[short] < 0.5 * lengths[long]
+    return [[short, short, long, short], [long, short, short, short], [short, short, short, long]]
 
 
 def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
@@ -224,15 +243,96 @@ def test_records_stay_when_images_take_the_places_of_others(
         return advance(decoding, bias)
 
     monkeypatch.setattr(_BufferedDecoding, "advance", counted)
-    images = patchworks(22, seed=5)
-    options = CaptionOptions(search=search_options(max_length=30), batch=4, attention=True)
-    with Captioner(bundle, opened, options) as captioner:
-        apart = [one for first in range(0, 22, 4) for one in captioner.caption(images[first : first + 4])]
+    options = search_options(max_length=30)
+    with opened:
+        batches = [PICTURES[numbers] for numbers in uneven(opened, options)]
+        apart = [search(opened.begin(one, options, with_alphas=True), VOCABULARY, options) for one in batches]
         steps_apart, steps = steps, 0
+        searching, together = ContinuousSearch(VOCABULARY, options), []
+        for one in batches:
+            searching.add(opened.begin(one, options, with_alphas=True))
+            while not searching.is_hungry:
+                together += searching.run()
+        while searching.is_busy:
+            together += searching.run()
+    assert list(map(told, together)) == list(map(told, apart))
+    assert (steps < 0.9 * steps_apart) == (backend != "pytorch")
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_best": 3}, {"min_length": 3}, {"decode_mode": "argmax"}, {"decode_mode": "sample"}]
+)
+def test_batches_in_a_row_are_captioned_as_each_by_itself(
+    tiny_bundle: Path, hard_bundle: Path, options: dict[str, Any]
+) -> None:
+    images = patchworks(10, seed=6)
+    bundle = hard_bundle if "decode_mode" in options else tiny_bundle
+    given = CaptionOptions(search=search_options(max_length=30, **options), batch=3, backend="ort")
+    with Captioner.open(bundle, given) as captioner:
+        apart = [one for first in range(0, 10, 3) for one in captioner.caption(images[first : first + 3])]
         together = list(captioner.caption(images))
     assert [replace(one, path="") for one in together] == [replace(one, path="") for one in apart]
-    assert all(isinstance(one, Record) and one.attention for one in together)
-    assert (steps < 0.9 * steps_apart) == (backend != "pytorch")
+
+
+def test_failures_come_in_their_places_between_batches(tiny_bundle: Path) -> None:
+    broken = [b"no image"] * 20  # more than a batch of two waits for
+    images: list[ImageLike] = [*PICTURES[:3], *broken, *PICTURES[3:6]]
+    found = records(tiny_bundle, images, CaptionOptions(batch=2))
+    assert [isinstance(one, Failure) for one in found] == [False] * 3 + [True] * 20 + [False] * 3
+    assert [one.path for one in found] == [str(number) for number in range(26)]
+
+
+def test_the_captions_before_an_error_come_out_first(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+    begin = Captioner._begin
+
+    def failing(captioner: Captioner, pixels: NDArray[np.uint8]) -> Decoding:
+        nonlocal begun
+        begun += 1
+        if begun > 2:
+            raise BackendError("no memory left")
+        return begin(captioner, pixels)
+
+    monkeypatch.setattr(Captioner, "_begin", failing)
+    found: list[str] = []
+    with Captioner.open(tiny_bundle, CaptionOptions(batch=3)) as captioner, pytest.raises(BackendError, match="memory"):
+        found.extend(one.path for one in captioner.caption(PICTURES))
+    assert found == [str(number) for number in range(6)]
+
+
+@pytest.mark.parametrize("blocked", ["_begin", "_load"])
+def test_a_batch_is_waited_for_while_it_is_encoded_and_not_while_it_is_loaded(
+    tiny_bundle: Path, blocked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some captions of a batch are short: then there is a place for an image of the next one, which never comes."""
+    options = CaptionOptions(search=search_options(max_length=30), batch=4, loaders=1)
+    release, told = threading.Event(), threading.Event()
+    original, run, seen = getattr(Captioner, blocked), ContinuousSearch.run, 0
+
+    def blocking(captioner: Captioner, *given: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen > {"_begin": 1, "_load": 4}[blocked]:
+            assert release.wait(60)
+        return original(captioner, *given)
+
+    def telling(searching: ContinuousSearch) -> list[list[list[Hypothesis]]]:
+        found = run(searching)
+        if found:
+            told.set()
+        return found
+
+    with Captioner.open(tiny_bundle, options) as captioner:
+        images = PICTURES[[number for batch in uneven(captioner.backend, captioner.search_options) for number in batch]]
+        monkeypatch.setattr(Captioner, blocked, blocking)
+        monkeypatch.setattr(ContinuousSearch, "run", telling)
+        found: list[Record | Failure] = []
+        thread = threading.Thread(target=lambda: found.extend(captioner.caption(images)))
+        thread.start()
+        assert told.wait(30 if blocked == "_load" else 1) == (blocked == "_load")
+        release.set()
+        thread.join()
+    assert len(found) == 12
 
 
 def test_bytes_and_pixels_are_captioned_like_files_and_called_by_their_places(

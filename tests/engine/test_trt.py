@@ -20,7 +20,7 @@ from saccade.bundle import Bundle
 from saccade.errors import BackendError
 from saccade.hypotheses import Hypothesis
 from saccade.plans import PlanOptions
-from saccade.search import SearchOptions, search
+from saccade.search import ContinuousSearch, SearchOptions, SharedDecoding, search
 from tests.cuda_double import Gpu
 from tests.tensorrt_double import gpu
 
@@ -110,6 +110,23 @@ def test_a_batch_is_encoded_while_another_is_searched(bundle: Bundle, pictures: 
         expected = list(reference.caption(list(pictures)))
     with Captioner(bundle, TRT.open(bundle, threads=0), options) as captioner:
         assert list(captioner.caption(list(pictures))) == expected
+
+
+def test_images_take_the_places_of_others_on_the_gpu(bundle: Bundle, pictures: NDArray[np.uint8]) -> None:
+    options, expected = SearchOptions(beam=3), []
+    with TRT.open(bundle, threads=0) as trt:
+        expected = [
+            search(trt.begin(pictures[i : i + 2], options, with_alphas=False), bundle.vocabulary, options)
+            for i in (0, 2, 4)
+        ]
+        searching, found = ContinuousSearch(bundle.vocabulary, options), []
+        decodings = [trt.begin(pictures[i : i + 2], options, with_alphas=False) for i in (0, 2, 4)]
+        assert all(isinstance(one, SharedDecoding) for one in decodings)
+        for one in decodings:
+            searching.add(one)
+        while searching.is_busy:
+            found += searching.run()
+    assert found == expected
 
 
 def test_two_searches_may_take_turns(bundle: Bundle, pictures: NDArray[np.uint8]) -> None:
