@@ -22,6 +22,7 @@ from engine.results import ResultsWriter
 _STAGE_IMAGES = 64
 _STAGE_BATCHES = 3, 16
 """At least and at most, however many images that are."""
+_BATCHES_OF_FILES = 4
 _FED = 0.9
 """With files at least this share of the rate with pixels, the host feeds the backend."""
 
@@ -98,6 +99,7 @@ class InWindows:
         memory = configuration.memory
         self._row = replace(row, peak_mib=memory.peak_mib(), device_mib=memory.device_mib())
         self._options = options
+        self._few = tuple(_few(len(pictures.paths), configuration.batch)) if self.of_files else ()
 
     def row(self, of_pixels: Spread, of_files: Mapping[Level, Spread]) -> Row:
         """The whole row, with what was measured."""
@@ -117,7 +119,7 @@ class InWindows:
             joules_per_image=sum(joules) / tally.captions if joules else None,
             levels=known,
             bottleneck=bottleneck,
-            warnings=(*_noise(of_pixels, self._options), *_unfed(known, bottleneck)),
+            warnings=(*_noise(of_pixels, self._options), *_unfed(known, bottleneck), *self._few),
         )
 
 
@@ -194,6 +196,11 @@ def _unfed(levels: Mapping[Level, Spread], bottleneck: str | None) -> Iterator[s
             f"the host does not feed the backend: with files {files.mean / host.mean:.0%} of the rate, "
             f"and {bottleneck} has the least rest"
         )
+
+
+def _few(images: int, batch: int) -> Iterator[str]:
+    if images < _BATCHES_OF_FILES * batch:
+        yield f"{images} files are {images / batch:.1f} batches: runs are mostly their beginnings and ends; give more"
 
 
 def _overload(server: Server) -> Iterator[str]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from benchmarks.scoring import score_results
+from engine.backends.base import open_backend
 from engine.captioner import Captioner, CaptionOptions
 from engine.run import run
 from saccade.bundle import Bundle
 from saccade.errors import ConfigError
+from saccade.preprocessing import load_image
 from saccade.progress import Reporter
+from saccade.search import SearchOptions
 from saccade.structure import structure
 from training.config import TrainingConfig, load_config
 from training.scene_data import SceneData
@@ -46,6 +52,23 @@ def test_the_demonstration_names_most_objects_and_looks_at_them(tmp_path: Path) 
     assert scores["object_f1"] > 0.75
     assert scores["pointing_nouns"] > 0.75
     assert scores["truncated"] == 0
+
+
+@pytest.mark.parametrize("backend", ["openvino", "ort"])
+def test_what_is_computed_of_an_image_does_not_depend_on_its_place(backend: str) -> None:
+    """To the last bit, in a batch whose size no tile of a product divides: images may take each other's places."""
+    bundle, options = Bundle.open(BUNDLE), SearchOptions(beam=3)
+    spec = bundle.manifest.preprocessing
+    pixels = np.stack([load_image(path, spec) for path in sorted((SCENES / "images").iterdir())[:5]])
+    bias = np.zeros(len(bundle.vocabulary), np.float32)
+    with open_backend(backend, bundle) as opened:
+        orders = [np.roll(np.arange(5), shift) for shift in range(5)]
+        decodings = [opened.begin(pixels[order], options, with_alphas=True) for order in orders]
+        for _ in range(12):
+            expected, *others = (decoding.advance(bias) for decoding in decodings)
+            for order, found in zip(orders[1:], others, strict=True):
+                for name in expected._fields:
+                    np.testing.assert_array_equal(getattr(expected, name)[order], getattr(found, name))
 
 
 def test_the_readme_gives_the_scores_of_the_manifest() -> None:

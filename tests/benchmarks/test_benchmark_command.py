@@ -233,6 +233,7 @@ def test_a_system_that_keeps_its_files_has_no_cold_level(
         found = sweep(Bundle.open(tiny_bundle), pictures, OPTIONS, Reporter(quiet=True))
     (row,) = found.rows
     assert set(row.levels) == {"device", "host", "files-warm"}
+    assert "6 files are 3.0 batches: runs are mostly their beginnings and ends; give more" in row.warnings
 
 
 def test_warm_up_is_not_in_the_rate(tiny_bundle: Path) -> None:
