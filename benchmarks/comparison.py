@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.search import Arrays
+from saccade.decoding import Arrays
 
 Values = NDArray[np.floating]
 STEP_FLOATS = ("alphas", "next_cell", "next_hidden", "next_scores")

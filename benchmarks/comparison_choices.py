@@ -13,7 +13,7 @@ from benchmarks.comparison_diagnosis import Choice
 from benchmarks.comparison_results import StepAgreement
 from benchmarks.comparison_runs import runners_up
 from engine.backends.base import Backend
-from saccade.search import Arrays
+from saccade.decoding import Arrays
 
 _ROUNDING = 1e-5
 """Nats: what any two float32 runtimes differ by in the score of a caption."""

@@ -21,8 +21,8 @@ from benchmarks.comparison import ErrorSums
 from benchmarks.comparison_results import LayerError, Layers
 from engine.backends.base import Backend, open_backend
 from saccade.bundle import Bundle, GraphSpec, Precision, TensorSpec
+from saccade.decoding import Arrays
 from saccade.errors import ConfigError
-from saccade.search import Arrays
 
 JUMP = 10.0
 """An error enters where it is so many times what comes into the operator."""

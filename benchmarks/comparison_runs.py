@@ -18,9 +18,10 @@ from benchmarks.comparison import Values, existing, live, score_errors
 from benchmarks.comparison_partings import Prefix
 from engine.backends.base import Backend
 from saccade.bundle import Bundle
+from saccade.decoding import Arrays, Decoding, HostDecoding
 from saccade.errors import BackendError
 from saccade.hypotheses import Hypothesis, StepReport
-from saccade.search import Arrays, Decoding, HostDecoding, SearchOptions, glimpses_of, search
+from saccade.search import SearchOptions, glimpses_of, search
 
 _CONSTANT = ("annotations", "keys")
 _STATE = ("hidden", "cell")

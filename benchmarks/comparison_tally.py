@@ -42,9 +42,10 @@ from benchmarks.comparison_runs import (
 )
 from engine.backends.base import Backend
 from saccade.bundle import Bundle
+from saccade.decoding import Arrays
 from saccade.files import differences
 from saccade.hypotheses import Hypothesis
-from saccade.search import Arrays, SearchOptions
+from saccade.search import SearchOptions
 
 PIXEL_CHANGES: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     **{

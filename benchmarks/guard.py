@@ -31,9 +31,10 @@ import torch
 from benchmarks.machine import this_machine
 from engine.backends.base import Backend, open_backend
 from saccade.bundle import Bundle
+from saccade.decoding import Decoding
 from saccade.errors import DataError
 from saccade.files import write_json
-from saccade.search import Decoding, SearchOptions, search
+from saccade.search import SearchOptions, search
 from saccade.structure import structure
 from training.decoding import TorchDecoder
 from training.encoders import EncoderOptions

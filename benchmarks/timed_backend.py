@@ -13,12 +13,12 @@ from benchmarks.stopwatch import Stopwatch
 from engine.backends.base import Backend
 from engine.backends.buffers import Buffer, BufferedBackend, Executor, Run
 from saccade.bundle import TensorSpec
+from saccade.decoding import Decoding
 from saccade.hypotheses import StepReport
-from saccade.search import Decoding
 
 
 class TimedDecoding:
-    """A `saccade.search.Decoding` whose every step counts as "step"."""
+    """A `saccade.decoding.Decoding` whose every step counts as "step"."""
 
     def __init__(self, decoding: Decoding, watch: Stopwatch) -> None:
         self.images = decoding.images

@@ -22,10 +22,11 @@ from engine.images import Source
 from engine.pipeline import Stages, ahead, at_hand, each, in_order
 from engine.records import Alternative, Attention, Failure, Record
 from saccade.bundle import Bundle, Precision
+from saccade.decoding import Decoding
 from saccade.errors import ConfigError, ImageError
 from saccade.hypotheses import Hypothesis
 from saccade.preprocessing import load_image, resize
-from saccade.search import ContinuousSearch, Decoding, SearchOptions, search
+from saccade.search import ContinuousSearch, SearchOptions, search
 
 ImageLike = str | Path | bytes | NDArray[np.uint8] | Source
 """A path, the bytes of a file, the pixels of a picture as uint8 (H, W, 3) in RGB or (H, W) in grey, or a source."""

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.graphs import example_step_inputs
+from saccade.decoding import Arrays, HostDecoding
 from saccade.errors import ExportError
 from saccade.glimpses import DecodeMode
 from saccade.hypotheses import Hypothesis
-from saccade.search import Arrays, HostDecoding, SearchOptions, glimpses_of, search
+from saccade.search import SearchOptions, glimpses_of, search
 from training.checkpoint import Checkpoint
 from training.decoding import TorchDecoder
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, StepGraph

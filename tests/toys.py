@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.search import Arrays
+from saccade.decoding import Arrays
 from saccade.vocabulary import END, PAD, START, UNK, Vocabulary
 
 Table = NDArray[np.float32]

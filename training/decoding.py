@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saccade.decoding import Arrays, initial_rows
 from saccade.glimpses import Glimpses
 from saccade.hypotheses import Hypothesis, StepReport
-from saccade.search import Arrays, SearchOptions, glimpses_of, initial_rows, search
+from saccade.search import SearchOptions, glimpses_of, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import ENCODER_OUTPUTS, STEP_OUTPUTS, EncoderGraph, StepGraph
 from training.model import Captioner
 
 
 class TorchDecoding:
-    """A `saccade.search.Decoding` whose state stays on the model's device."""
+    """A `saccade.decoding.Decoding` whose state stays on the model's device."""
 
     def __init__(
         self,

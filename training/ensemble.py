@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saccade.decoding import initial_rows
 from saccade.hypotheses import Hypothesis, StepReport
-from saccade.search import SearchOptions, glimpses_of, initial_rows, search
+from saccade.search import SearchOptions, glimpses_of, search
 from saccade.vocabulary import Vocabulary
 from training.graphs import predict, rows_of, survivors
 from training.model import Captioner, Choice, DecoderState
@@ -64,7 +65,7 @@ class _Member:
 
 
 class _EnsembleDecoding:
-    """A `saccade.search.Decoding`: what the step graph does, with one selection after several predictions."""
+    """A `saccade.decoding.Decoding`: what the step graph does, with one selection after several predictions."""
 
     def __init__(
         self,

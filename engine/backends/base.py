@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.bundle import Bundle, Precision
+from saccade.decoding import Arrays, Decoding
 from saccade.errors import BackendError
-from saccade.search import Arrays, Decoding, SearchOptions
+from saccade.search import SearchOptions
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.bundle import Bundle, GraphSpec, Precision, TensorSpec
+from saccade.decoding import Arrays, Decoding, initial_rows
 from saccade.glimpses import Glimpses
 from saccade.hypotheses import StepReport
-from saccade.search import Arrays, Decoding, SearchOptions, glimpses_of, initial_rows
+from saccade.search import SearchOptions, glimpses_of
 
 Run = Callable[[], None]
 """Executes a graph on the buffers that it was bound to, and returns when they can be read."""
@@ -177,7 +178,7 @@ class _Workspace:
 
 
 class _BufferedDecoding:
-    """A `saccade.search.Decoding` whose state goes to and fro between two sets of buffers."""
+    """A `saccade.decoding.Decoding` whose state goes to and fro between two sets of buffers."""
 
     def __init__(self, workspace: _Workspace, *, with_alphas: bool, glimpses: Glimpses | None) -> None:
         self.images = workspace.images
@@ -206,7 +207,7 @@ class _BufferedDecoding:
 
 
 class _SharedBufferedDecoding(_BufferedDecoding):
-    """A `saccade.search.SharedDecoding`."""
+    """A `saccade.decoding.SharedDecoding`."""
 
     def take(self, places: NDArray[np.intp], other: Self, images: NDArray[np.intp]) -> None:
         """Copy what the next step reads from what the first step of the other one would read."""

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from saccade.bundle import CHECKPOINT, Bundle, Precision
+from saccade.decoding import Arrays, Decoding
 from saccade.errors import BackendError
-from saccade.search import Arrays, Decoding, SearchOptions
+from saccade.search import SearchOptions
 from saccade.structure import structure
 from training.decoding import TorchDecoder
 from training.encoders import EncoderOptions

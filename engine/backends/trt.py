@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from engine.backends.buffers import Buffer, BufferedBackend, Run
 from engine.backends.cuda import Array, Cuda, Replay, Stream
 from saccade.bundle import Bundle, Precision, TensorSpec
+from saccade.decoding import Decoding
 from saccade.errors import BackendError
 from saccade.hypotheses import StepReport
 from saccade.plans import Machine, PlanOptions, Target, beams_built, collecting_logger, machine_of, read_plan, reason
-from saccade.search import Decoding, SearchOptions
+from saccade.search import SearchOptions
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
 """Which plans are taken where there is a choice, best first."""

@@ -23,10 +23,11 @@ from engine.images import Source
 from engine.pipeline import Stages
 from engine.records import Failure, Record
 from saccade.bundle import CHECKPOINT, Bundle, Precision
+from saccade.decoding import Decoding
 from saccade.errors import BackendError, BundleError, ConfigError, DataError, ImageError
 from saccade.hypotheses import Hypothesis, StepReport
 from saccade.preprocessing import PreprocessSpec, load_image
-from saccade.search import ContinuousSearch, Decoding, SearchOptions, search
+from saccade.search import ContinuousSearch, SearchOptions, search
 from tests.bundles import CPU_BACKENDS, MAX_LENGTH, SPEC, VOCABULARY, patchworks, save_patchworks
 from tests.waiting import eventually
 

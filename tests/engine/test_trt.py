@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from engine.backends.base import BACKENDS, Backend, open_backend
 from engine.captioner import Captioner, CaptionOptions
 from saccade.bundle import Bundle
+from saccade.decoding import SharedDecoding
 from saccade.errors import BackendError
 from saccade.hypotheses import Hypothesis
 from saccade.plans import PlanOptions
-from saccade.search import ContinuousSearch, SearchOptions, SharedDecoding, search
+from saccade.search import ContinuousSearch, SearchOptions, search
 from tests.cuda_double import Gpu
 from tests.tensorrt_double import gpu
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from saccade.decoding import Arrays, HostDecoding
 from saccade.errors import BackendError, ConfigError
 from saccade.hypotheses import Hypothesis
-from saccade.search import Arrays, ContinuousSearch, HostDecoding, SearchOptions, search
+from saccade.search import ContinuousSearch, SearchOptions, search
 from tests.toys import TableStep, every_caption, random_tables, toy_vocabulary
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.search import Arrays, HostDecoding, SearchOptions, search
+from saccade.decoding import Arrays, HostDecoding
+from saccade.search import SearchOptions, search
 from tests.toys import TableStep, random_tables, toy_vocabulary
 from training.encoders import EncoderOptions
 from training.graphs import STEP_INPUTS, STEP_OUTPUTS, StepGraph, survivors

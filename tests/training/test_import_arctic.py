@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from export.graphs import export_step
 from export.verification import OnnxGraph
+from saccade.decoding import HostDecoding
 from saccade.errors import CheckpointError, VocabularyError
 from saccade.glimpses import Glimpses
-from saccade.search import HostDecoding, SearchOptions, search
+from saccade.search import SearchOptions, search
 from tests.commands import call
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.foreign_arctic import ArcticOptions, read_dictionary, read_npz, read_options
