@@ -13,7 +13,7 @@ from benchmarks.stages import STAGES, StageTimes, Way, measure_stages, send
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.timed_backend import timed_transfers
 from engine.backends.base import Backend, open_backend
-from engine.backends.ort import _Buffer
+from engine.backends.ort import _HostBuffer
 from engine.records import Record
 from saccade.bundle import Bundle
 from saccade.search import SearchOptions
@@ -63,10 +63,10 @@ def slow_in(stage: str, way: Way, time: VirtualTime, monkeypatch: pytest.MonkeyP
     owner, name = {
         "read": (Path, "read_bytes"),
         "decode": (benchmarks.stages, "load_image"),
-        "upload": (_Buffer, "write"),  # pixels are the first that is written
+        "upload": (_HostBuffer, "write"),  # pixels are the first that is written
         "encode": (way.backend, "begin"),
         "search": (benchmarks.stages, "search"),
-        "download": (_Buffer, "read"),
+        "download": (_HostBuffer, "read"),
         "detokenise": (Vocabulary, "sentence"),
     }[stage]
     monkeypatch.setattr(owner, name, delayed(getattr(owner, name)))

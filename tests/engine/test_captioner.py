@@ -67,6 +67,13 @@ def told(found: list[list[Hypothesis]]) -> list[list[tuple[Any, ...]]]:
     ]
 
 
+def skip_without(backend: str) -> None:
+    try:
+        BACKENDS[backend].check()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
 def uneven(backend: Backend, options: SearchOptions) -> list[list[int]]:
     """Batches of four pictures, of which three have a short caption and one has a long one, by number."""
     found = search(backend.begin(PICTURES, options, with_alphas=False), VOCABULARY, options)
@@ -230,11 +237,11 @@ def test_records_stay_when_images_take_the_places_of_others(
 ) -> None:
     """Batch after batch in the same places, as each batch by itself, to the last bit, in fewer steps."""
     bundle = Bundle.open(tiny_bundle)
-    opened = (
-        open_pytorch_cuda(bundle, threads=1, precision="fp32", device="cpu")
-        if backend.endswith("without a GPU")
-        else open_backend(backend, bundle, precision="fp32")
-    )
+    if backend.endswith("without a GPU"):
+        opened: Backend = open_pytorch_cuda(bundle, threads=1, precision="fp32", device="cpu")
+    else:
+        skip_without(backend)
+        opened = open_backend(backend, bundle, precision="fp32")
     steps = 0
     advance = _BufferedDecoding.advance
 
@@ -588,10 +595,7 @@ def test_where_a_capture_is_refused_the_graph_runs_as_it_is(
 @pytest.mark.parametrize("beam", [1, 3, 5])
 @pytest.mark.parametrize("backend", ["ort-tensorrt", "ort-cuda", "pytorch-cuda"])
 def test_backends_on_a_gpu_caption_as_the_reference(tiny_bundle: Path, backend: str, beam: int) -> None:
-    try:
-        BACKENDS[backend].check()
-    except BackendError as error:
-        pytest.skip(str(error))
+    skip_without(backend)
     expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam)
     assert_same(hypotheses(tiny_bundle, backend=backend, precision="fp32", beam=beam), expected)
 
