@@ -119,9 +119,8 @@ def test_a_first_signal_finishes_the_part_and_a_second_does_not_wait(
 
 SLOW = (
     "import signal, time, engine.run, saccade.search; engine.run.PART_SIZE = 1; "
-    "signal.signal(signal.SIGINT, signal.default_int_handler); import engine.captioner; "
-    "search = engine.captioner.search; "
-    "engine.captioner.search = lambda *given: (time.sleep(1), search(*given))[1]"
+    "signal.signal(signal.SIGINT, signal.default_int_handler); searching = saccade.search.ContinuousSearch; "
+    "run = searching.run; searching.run = lambda self: (time.sleep(1), run(self))[1]"
 )
 """A search that takes a second."""
 
