@@ -240,7 +240,7 @@ class Captioner:
         batches: deque[Sequence[_Named]] = deque()
         failed: Exception | None = None
         with closing(encoded):
-            while failed is None:
+            while True:
                 try:
                     one = next(encoded)
                 except StopIteration:
