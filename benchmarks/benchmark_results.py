@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -103,12 +103,12 @@ class Row:
     latency: Latency
     peak_mib: float
     device_mib: float | None
-    joules_per_image: float | None
-    levels: dict[Level, Spread]
-    bottleneck: str | None
-    stages: StageTimes | None
-    server: Server | None
-    warnings: tuple[str, ...]
+    joules_per_image: float | None = None
+    levels: dict[Level, Spread] = field(default_factory=dict)
+    bottleneck: str | None = None
+    stages: StageTimes | None = None
+    server: Server | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:

@@ -142,7 +142,7 @@ def _single_stream(rows: Sequence[Row]) -> Table:
         for row in rows
         if row.scenario == "single-stream"
     ]
-    columns = ("backend", "beam", *percentiles, "images/s", "±", "CV", BY_REFERENCE, "words", *_COSTS)
+    columns = ("backend", "beam", *percentiles, *_RATES, "words", *_COSTS)
     return Table(SCENARIOS["single-stream"], columns, found, _INTERVAL)
 
 
@@ -156,19 +156,7 @@ def _offline(rows: Sequence[Row]) -> Table:
         for row in rows
         if row.scenario == "offline"
     ]
-    columns = (
-        "backend",
-        "batch",
-        "beam",
-        "images/s",
-        "±",
-        "CV",
-        BY_REFERENCE,
-        "words/s",
-        "words",
-        "batch ms",
-        *_COSTS,
-    )
+    columns = ("backend", "batch", "beam", *_RATES, "words/s", "words", "batch ms", *_COSTS)
     return Table(SCENARIOS["offline"], columns, found, _INTERVAL)
 
 
@@ -220,6 +208,7 @@ def _server(rows: Sequence[Row]) -> Table:
     return Table(SCENARIOS["server"], (*columns, "together"), found, note)
 
 
+_RATES = ("images/s", "±", "CV", BY_REFERENCE)
 _COSTS = ("MiB", "J/image", "open s", "first s")
 _INTERVAL = (
     "±: half the 95 % interval of the rate. CV: coefficient of variation of the windows. "

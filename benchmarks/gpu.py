@@ -159,7 +159,8 @@ def measure_row(side: str, subject: Subject, pixels: Pixels, batch: int, expecte
     """All figures of one size. Raises BackendError where it does not run."""
     numbers = np.arange(2 * batch) % len(pixels)
     batches = [pixels[numbers[:batch]], pixels[numbers[batch:]]]
-    in_a_row = InARow(subject, batches, watch := Stopwatch())
+    watch = Stopwatch()
+    in_a_row = InARow(subject, batches, watch)
     with timed_transfers(subject.backend, watch):
         (host,) = in_turns([lambda: in_a_row.window(_WINDOWS.seconds)], _WINDOWS)
     encoder = measure_encoder(subject, batches[0])

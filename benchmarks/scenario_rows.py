@@ -71,12 +71,6 @@ class Configuration:
             latency=latency_of([first_run_s]),
             peak_mib=self.memory.peak_mib(),
             device_mib=self.memory.device_mib(),
-            joules_per_image=None,
-            levels={},
-            bottleneck=None,
-            stages=None,
-            server=None,
-            warnings=(),
         )
 
 

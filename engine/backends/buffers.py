@@ -66,6 +66,19 @@ class SharedExecutor(Executor, Protocol):
         ...
 
 
+class _OnArray(Protocol):
+    array: NDArray[Any]
+
+
+class TakesArrays:
+    """What makes a `SharedExecutor` of an executor whose buffers are arrays of the host, each in its `array`."""
+
+    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
+        """Copy images between buffers."""
+        for here, there in others:
+            cast("_OnArray", here).array[places] = cast("_OnArray", there).array[images]
+
+
 class BufferedBackend:
     """A `Backend` over two executors. Buffers are allocated at the first batch of their size and then used again."""
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engine.backends.buffers import Buffer, BufferedBackend, Run, axis_sizes
+from engine.backends.buffers import Buffer, BufferedBackend, Run, TakesArrays, axis_sizes
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -230,17 +230,12 @@ class _Graph:
         return onnxruntime.InferenceSession(self._path, options, providers=list(providers))
 
 
-class _HostGraph(_Graph):
+class _HostGraph(TakesArrays, _Graph):
     """One on the CPU, which shares its memory with NumPy."""
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _HostBuffer:
         """Memory of the host."""
         return _HostBuffer(np.zeros(shape, tensor.dtype))
-
-    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
-        """Copy images between buffers."""
-        for here, there in others:
-            cast("_HostBuffer", here).array[places] = cast("_HostBuffer", there).array[images]
 
 
 class _Buffer:

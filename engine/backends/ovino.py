@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset11 as ops
 
-from engine.backends.buffers import Buffer, BufferedBackend, Run
+from engine.backends.buffers import Buffer, BufferedBackend, Run, TakesArrays
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
@@ -98,7 +98,7 @@ def round_weights(model: openvino.Model) -> None:
             source.output(0).replace(ops.constant(np.ascontiguousarray(found)).output(0))
 
 
-class _Graph:
+class _Graph(TakesArrays):
     """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster."""
 
     def __init__(
@@ -119,11 +119,6 @@ class _Graph:
         for name, buffer in (*inputs.items(), *outputs.items()):
             request.set_tensor(name, cast("_Buffer", buffer).tensor)
         return lambda: request.infer() and None
-
-    def take(self, places: NDArray[np.intp], others: Sequence[tuple[Buffer, Buffer]], images: NDArray[np.intp]) -> None:
-        """Copy images between buffers."""
-        for here, there in others:
-            cast("_Buffer", here).array[places] = cast("_Buffer", there).array[images]
 
     def _model(self, inputs: Mapping[str, _Buffer]) -> openvino.CompiledModel:
         shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)

@@ -39,12 +39,6 @@ def row(**changes: Any) -> Row:
         latency=latency_of([0.08, 0.09]),
         peak_mib=321.0,
         device_mib=None,
-        joules_per_image=None,
-        levels={},
-        bottleneck=None,
-        stages=None,
-        server=None,
-        warnings=(),
     )
     return replace(known, **changes)
 
