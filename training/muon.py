@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from training.precision import multiplies_bfloat16
-
 _MOMENTUM = 0.95
 
 _ITERATIONS = 5
@@ -59,13 +57,18 @@ class Muon(AdamW):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix (m, n) with nearly the same singular vectors and all singular values about 1; one of zeros stays so.
 
-    Computed by an iteration of Newton and Schulz, in bfloat16 where that is fast: it needs no more.
+    Computed by an iteration of Newton and Schulz. Its steps are polynomials of the matrix times its transpose, which
+    commute: they are multiplied among themselves, in the smaller dimension, and with the matrix once.
     """
-    rough = matrix.to(torch.bfloat16 if multiplies_bfloat16(matrix.device) else torch.float32)
-    wide = rough if len(matrix) <= matrix.shape[1] else rough.T
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
+    gram = wide @ wide.T
+    product = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
     linear, cubic, quintic = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), wide, beta=linear)
-    return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype).contiguous()
+        factor = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        factor.diagonal().add_(linear)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    wide = product @ wide
+    return (wide if len(matrix) <= matrix.shape[1] else wide.T).contiguous()

@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from training import muon
 from training.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6), (1, 7)], ids=str)
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_all_singular_values_become_about_one_and_their_vectors_stay(
-    shape: tuple[int, int], bfloat16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: bfloat16)
+def test_all_singular_values_become_about_one_and_their_vectors_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalised(matrix)
@@ -25,15 +20,15 @@ def test_all_singular_values_become_about_one_and_their_vectors_stay(
     within = left.T @ found @ right.T
     assert within.diagonal().min() > 0.5
     assert within.diagonal().max() < 1.3
-    assert (within - within.diagonal().diag()).abs().max() < (0.1 if bfloat16 else 0.01)
+    assert (within - within.diagonal().diag()).abs().max() < 0.01
 
 
 def test_a_matrix_of_zeros_stays_one() -> None:
     assert not orthogonalised(torch.zeros(3, 4)).any()
 
 
-def test_matrices_move_as_with_pytorchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: True)  # PyTorch's always takes bfloat16
+def test_matrices_move_as_with_pytorchs_muon() -> None:
+    """PyTorch's rounds to bfloat16."""
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(6, 10, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -47,7 +42,7 @@ def test_matrices_move_as_with_pytorchs_muon(monkeypatch: pytest.MonkeyPatch) ->
         for optimiser in optimisers:
             optimiser.step()
     assert (ours - start).abs().max() > 0.01
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
 
 def test_a_filter_moves_like_the_matrix_that_multiplies_a_patch() -> None:
