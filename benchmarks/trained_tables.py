@@ -127,7 +127,7 @@ def _title(report: Report) -> str:
     if "hard" in kinds:
         title += f", {report['search']['decode_mode']}"
     if any(trained["config"].get("self_critical") for trained in report["trained"]):
-        title += ", then CIDEr-D"
+        title += ", then rewards"
     return f"{title}, {report['trained'][0]['config']['encoder']['name']}"
 
 

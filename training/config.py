@@ -96,7 +96,7 @@ class TrainingConfig:
     """Everything that decides the result of `saccade train`, and where it keeps what it computes once.
 
     augmentation : of the training images, none without it
-    self_critical : train on by rewards (`training.self_critical`), by likelihood without it
+    self_critical : train on by rewards (`training.self_critical`) after the epochs by likelihood
     cache : folder for the annotations of a frozen encoder, which are computed once and kept
     """
 
@@ -121,6 +121,7 @@ class TrainingConfig:
     def _contradictions(self) -> dict[str, bool]:
         """What must not be, and whether it is."""
         kind, optimisation = self.decoder.attention, self.optimisation
+        starts = self.self_critical is not None and self.self_critical.start != ""
         return {
             f'[hard] is for attention = "hard", not "{kind}": remove it': kind != "hard" and self.hard != HardOptions(),
             f'decode_mode = "{self.validation.decode_mode}" is for attention = "hard", not "{kind}"': kind != "hard"
@@ -132,9 +133,16 @@ class TrainingConfig:
             and not isinstance(self.data, SceneData),
             '[self_critical] knows soft attention and none, not "hard": remove it': kind == "hard"
             and self.self_critical is not None,
-            "[self_critical] goes by rewards alone: set label_smoothing, scheduled_sampling and doubly_stochastic to 0 "
-            "and remove [concepts]": self.self_critical is not None
-            and (self.concepts.is_wanted or any(getattr(optimisation, name) for name in _OF_LIKELIHOOD)),
+            "rewards begin with the weights of self_critical.start: set optimisation.epochs to 0": starts
+            and optimisation.epochs > 0,
+            "self_critical.start has learned the concepts already: remove [concepts]": starts
+            and self.concepts.is_wanted,
+            "optimisation.epochs must be at least 1": not starts and optimisation.epochs < 1,
+            "of photographs it is not known what is true: set self_critical.objects and relations to 0": (
+                self.self_critical is not None
+                and self.self_critical.asks_for_truth
+                and not isinstance(self.data, SceneData)
+            ),
             "[concepts] are of the encoder's own annotations: set annotation_width to 0": self.concepts.is_wanted
             and self.decoder.annotation_width > 0,
             "hard.start has learned the concepts already: set concepts.epochs to 0": bool(self.hard.start)
@@ -150,10 +158,6 @@ class TrainingConfig:
                 optimisation.schedule == "plateau" and optimisation.plateau_patience >= self.validation.patience
             ),
         }
-
-
-_OF_LIKELIHOOD = ("label_smoothing", "scheduled_sampling", "doubly_stochastic")
-"""Fields of [optimisation] that mean nothing where captions are rewarded."""
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> TrainingConfig:

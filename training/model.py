@@ -32,6 +32,8 @@ class DecoderOptions:
     output_layers : depth of what makes logits of it, with rectifiers between; 1 is a linear map
     annotation_width : to which a layer of the decoder brings the encoder's annotations, once per image, with a ReLU;
         0 takes them as they are (the paper)
+    memory : for how many words the cells remember at first, each another number up to this; 0 for forget gates whose
+        biases are one, about three words
     dropout : on embeddings, states, outputs and annotations brought to a width, while training
     """
 
@@ -50,6 +52,7 @@ class DecoderOptions:
     attention_width: int = 512
     embedding_width: int = 512
     hidden_width: int = 512
+    memory: int = 0
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class DecoderOptions:
         problems = [f"{name} must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
         if self.annotation_width < 0:
             problems.append(f"annotation_width must be 0 or more, got {self.annotation_width}")
+        if self.memory and self.memory < 3:
+            problems.append(f"memory must be 0, or at least 3 words, got {self.memory}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout}")
         if problems:
@@ -196,7 +201,12 @@ class Decoder(nn.Module):
         gates = 4 * self.options.hidden_width
         nn.init.orthogonal_(self.from_hidden.weight[:gates])
         nn.init.zeros_(self.from_hidden.bias)
-        nn.init.ones_(self.from_word.bias[gates // 4 : gates // 2])  # remember at first: forget gates open
+        enter, forget = self.from_word.bias[: gates // 4], self.from_word.bias[gates // 4 : gates // 2]
+        nn.init.ones_(forget)  # remember at first
+        if self.options.memory:  # Tallec & Ollivier 2018, "Can recurrent neural networks warp time?"
+            with torch.no_grad():
+                forget.uniform_(1, self.options.memory - 1).log_()
+                enter.copy_(-forget)
 
     def annotate(self, values: Tensor) -> Annotations:
         """Annotations with their keys; values (B, L, E) are the encoder's, still of its own width."""

@@ -33,7 +33,7 @@ _OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
 class OptimisationOptions:
     """How the weights are fitted. A step is one update of the weights.
 
-    epochs : passes over the training split
+    epochs : passes over the training split; 0 only where rewards begin with another run's weights
     batch_images : images per batch
     captions_per_image : references of each image that are drawn per epoch
     accumulate : batches per step; their gradients are averaged
@@ -93,9 +93,9 @@ class OptimisationOptions:
 _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
-        ("epochs", "batch_images", "captions_per_image", "accumulate", "plateau_patience"),
+        ("batch_images", "captions_per_image", "accumulate", "plateau_patience"),
     ),
-    "0 or more": (lambda value: value >= 0, ("warmup_steps", "weight_decay", "doubly_stochastic", "seed")),
+    "0 or more": (lambda value: value >= 0, ("epochs", "warmup_steps", "weight_decay", "doubly_stochastic", "seed")),
     "above 0": (lambda value: value > 0, ("learning_rate", "encoder_learning_rate", "gradient_clip")),
     "above 0 and below 1": (lambda value: 0 < value < 1, ("plateau_factor",)),
     "in [0, 1)": (lambda value: 0 <= value < 1, ("label_smoothing", "scheduled_sampling", "average_decay")),

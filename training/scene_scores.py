@@ -18,13 +18,15 @@ from training.scene_parsing import ParsedCaption, parse_caption
 class CaptionScore:
     """Counts for one sentence.
 
-    An object is correct if the scene has one of that colour and shape which the sentence has not named before. A
-    relation is correct if both ends are in the scene and it holds. Sizes and textures are counted on correct objects.
+    An object is correct if the scene has one of that colour and shape which the sentence has not named before, and
+    untied if the sentence states no relation of it, which the grammar does not allow. A relation is correct if both
+    ends are in the scene and it holds. Sizes and textures are counted on correct objects.
     """
 
     objects_predicted: int
     objects_true: int
     objects_correct: int
+    objects_untied: int
     relations_stated: int
     relations_correct: int
     sizes_stated: int
@@ -54,6 +56,8 @@ def score_caption(words: Sequence[str], objects: Sequence[SceneObject]) -> Capti
         objects_predicted=len(parsed.objects),
         objects_true=len(objects),
         objects_correct=len(correct),
+        objects_untied=len(parsed.objects)
+        - len({end for said in parsed.relations for end in (said.subject, said.object)}),
         relations_stated=len(parsed.relations),
         relations_correct=sum(
             _is_true(objects, ends[relation.subject], relation.name, ends[relation.object])

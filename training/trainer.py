@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,23 +45,27 @@ from training.hard_attention import Baseline, draw_choices, variational_loss
 from training.losses import at_least_float32, doubly_stochastic_penalty, per_word
 from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
-from training.optimisation import Optimisation, below
+from training.optimisation import Optimisation, OptimisationOptions, below
 from training.precision import arithmetic
 from training.sampling import as_it_captions, with_own_words
 from training.scene_data import SceneData
-from training.self_critical import SelfCritical
+from training.self_critical import SelfCritical, SelfCriticalOptions
 
 log = logging.getLogger(__name__)
 
 _OPTIMISATION, _CONCEPTS = "optimisation.", "concepts."
 """What the names of the trainer's tensors begin with."""
 
+_Saved = tuple[dict[str, Tensor], dict[str, Any]]
+"""What `Optimisation.state` gave."""
+
 
 @dataclass(slots=True)
 class TrainerState:
-    """Where a run stands after an epoch."""
+    """Where a run stands after an epoch; `rewarded` of its epochs, the last ones, went by rewards."""
 
     epoch: int = 0
+    rewarded: int = 0
     step: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
@@ -112,49 +117,98 @@ class Trainer:
         start, start_option = self._start()
         captioner = self._captioner(vocabulary, pretrained=not resuming and not start)
         self._concepts = self._concept_task(captioner, train, vocabulary)
-        self._self_critical = self._rewards(train, vocabulary)
-        options = self.config.optimisation
-        optimisation = Optimisation(
-            captioner,
-            options,
-            batches=options.epochs * batch_count(train, options.batch_images),
-            beside=self._concepts if self.config.concepts.weight else None,
-        )
-        if resuming:
-            self._resume(captioner, optimisation, vocabulary)
-        elif start:
+        resumed = self._resume(captioner, vocabulary) if resuming else None
+        if start and not resuming:
             start_from(captioner, Path(start), self._describe(vocabulary, {}), option=start_option)
-        else:
+        elif not resuming:
             self._pretrain(captioner, train)
-        train, validation = (self._with_annotations(split, captioner) for split in (train, validation))
-        self._train_epochs(captioner, optimisation, vocabulary, train, validation)
+        if self.config.encoder.frozen:
+            cache = Path(self.config.cache)
+            train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
+        if self.config.optimisation.epochs and not self._state.rewarded:
+            self._by_likelihood(captioner, vocabulary, train, validation, resumed)
+        if rewards := self.config.self_critical:
+            resumed = resumed if self._state.rewarded else None
+            self._by_rewards(rewards, captioner, vocabulary, train, validation, resumed)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         return from_main(lambda: self._score_best(test, self._search_options(), grid) if test else self._best_scores())
 
+    def _by_likelihood(
+        self, captioner: Captioner, vocabulary: Vocabulary, train: Split, validation: Split, resumed: _Saved | None
+    ) -> None:
+        """Train by the likelihood of the references, from the beginning or on from what was saved."""
+        options, beside = self.config.optimisation, self._concepts if self.config.concepts.weight else None
+        self._train_epochs(captioner, vocabulary, train, validation, options, beside, resumed)
+
+    def _by_rewards(
+        self,
+        options: SelfCriticalOptions,
+        captioner: Captioner,
+        vocabulary: Vocabulary,
+        train: Split,
+        validation: Split,
+        resumed: _Saved | None,
+    ) -> None:
+        """Train the decoder of the best epoch by the rewards of what it says, or on from what was saved."""
+        if self._state.best_epoch and not resumed:
+            with main_first():  # who has written them
+                load_weights(captioner, self.folder / "checkpoints" / _checkpoint_name(self._state.best_epoch))
+        self._self_critical = SelfCritical(
+            options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
+        )
+        captioner.encoder.requires_grad_(False)
+        cache = self.folder / "annotations"
+        if not self.config.encoder.frozen:
+            train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
+        optimisation = replace(
+            self.config.optimisation,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            captions_per_image=1,  # references are only compared with
+        )
+        self._train_epochs(captioner, vocabulary, train, validation, optimisation, None, resumed)
+        if is_main():
+            shutil.rmtree(cache, ignore_errors=True)
+
     def _train_epochs(
-        self, captioner: Captioner, optimisation: Optimisation, vocabulary: Vocabulary, train: Split, validation: Split
+        self,
+        captioner: Captioner,
+        vocabulary: Vocabulary,
+        train: Split,
+        validation: Split,
+        options: OptimisationOptions,
+        beside: Concepts | None,
+        resumed: _Saved | None,
     ) -> None:
         """Train, validate and keep, until the last epoch or the end of patience."""
-        metrics = MetricsLog(self.folder, self._state.step)
+        optimisation = Optimisation(
+            captioner, options, batches=options.epochs * batch_count(train, options.batch_images), beside=beside
+        )
+        if resumed:
+            optimisation.restore(*resumed)
+        state, metrics = self._state, MetricsLog(self.folder, self._state.step)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
-        while self._state.epoch < self.config.optimisation.epochs and not self._is_out_of_patience():
+        while self._epoch_of_phase() < options.epochs and not self._is_out_of_patience():
             began = time.monotonic()
-            self._state.epoch += 1
-            self._train_epoch(captioner, optimisation, vocabulary, train, metrics)
+            state.epoch += 1
+            state.rewarded += self._self_critical is not None
+            self._train_epoch(captioner, optimisation, vocabulary, train, metrics, options)
             with optimisation.averaged_weights():
                 scores = from_main(
                     lambda: evaluate(captioner, vocabulary, validation, self._search_options(), grid=grid).scores
                 )
                 optimisation.after_epoch(scores[self.config.validation.metric])
-                self._state.seconds += time.monotonic() - began
-                self._state.take(scores, scores[self.config.validation.metric])
-                metrics.write(
-                    self._state.step, {"epoch": self._state.epoch} | {f"validation/{n}": v for n, v in scores.items()}
-                )
+                state.seconds += time.monotonic() - began
+                state.take(scores, scores[self.config.validation.metric])
+                metrics.write(state.step, {"epoch": state.epoch} | {f"validation/{n}": v for n, v in scores.items()})
                 if is_main():
                     self._keep(captioner, optimisation, vocabulary)
             self._say(scores)
         metrics.close()
+
+    def _epoch_of_phase(self) -> int:
+        """How many epochs by likelihood, or by rewards, are done."""
+        return self._state.rewarded if self._self_critical else self._state.epoch
 
     def _search_options(self) -> SearchOptions:
         validation = self.config.validation
@@ -202,17 +256,15 @@ class Trainer:
                 f"{processes()} processes: choose another batch_images, or fewer processes"
             )
 
-    def _with_annotations(self, split: Split, captioner: Captioner) -> Split:
-        """The split with what a frozen encoder makes of it, computed once."""
-        if not self.config.encoder.frozen:
-            return split
+    def _with_annotations(self, split: Split, captioner: Captioner, cache: Path) -> Split:
+        """The split with what an encoder that stays makes of it, computed once."""
         with main_first(), self._reporter.task("annotating images", len(split), unit="images") as progress:
             annotations = cached_annotations(
                 captioner,
                 split.images,
                 split.identities,
                 self.config.preprocessing,
-                folder=Path(self.config.cache),
+                folder=cache,
                 progress=progress,
             )
         return replace(split, images=annotations)
@@ -247,10 +299,6 @@ class Trainer:
             return self.config.self_critical.start, "self_critical.start"
         return self.config.hard.start, "hard.start"
 
-    def _rewards(self, train: Split, vocabulary: Vocabulary) -> SelfCritical | None:
-        options, max_length = self.config.self_critical, self.config.validation.max_length
-        return SelfCritical(options, train.captions, vocabulary, max_length=max_length) if options else None
-
     def _pretrain(self, captioner: Captioner, train: Split) -> None:
         options = self.config.concepts
         if self._concepts is None or not options.epochs:
@@ -267,8 +315,8 @@ class Trainer:
         vocabulary: Vocabulary,
         train: Split,
         metrics: MetricsLog,
+        options: OptimisationOptions,
     ) -> None:
-        options = self.config.optimisation
         torch.manual_seed(_noise_seed(options.seed, self._state.epoch))
         epoch = batches(
             train,
@@ -290,7 +338,7 @@ class Trainer:
 
     def train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
         """Train on one batch; returns its negative log-likelihood per word. Raises DivergenceError."""
-        if self._augmentation is not None:
+        if self._augmentation is not None and self._self_critical is None:  # rewards have annotations for images
             batch = batch._replace(images=self._augmentation(batch.images))
         batch = Batch(*(part.to(self.device) for part in batch))
         with arithmetic(self.config.optimisation.precision, self.device):
@@ -337,7 +385,9 @@ class Trainer:
         return likelihood, loss
 
     def _is_out_of_patience(self) -> bool:
-        out = self._state.epoch - self._state.best_epoch >= self.config.validation.patience and self._state.epoch > 0
+        """Whether the best epoch is long ago; rewards have their own patience."""
+        last_best = max(self._state.best_epoch, self._state.epoch - self._epoch_of_phase())
+        out = self._state.epoch - last_best >= self.config.validation.patience
         if out:
             log.info("no better epoch than %d for %d epochs", self._state.best_epoch, self.config.validation.patience)
         return out
@@ -383,7 +433,8 @@ class Trainer:
             scores=scores,
         )
 
-    def _resume(self, captioner: Captioner, optimisation: Optimisation, vocabulary: Vocabulary) -> None:
+    def _resume(self, captioner: Captioner, vocabulary: Vocabulary) -> _Saved:
+        """Take the captioner, the concepts and the state back; returns what the optimisation needs."""
         folder = self.folder / "checkpoints" / str(read_json(self.folder / "latest.json")["checkpoint"])
         if read_description(folder).vocabulary != vocabulary.as_json():
             raise ConfigError(
@@ -393,10 +444,10 @@ class Trainer:
         load_weights(captioner, folder)
         tensors, state = load_trainer(folder)
         self._state = structure(state["trainer"], TrainerState, source=str(folder), error=CheckpointError)
-        optimisation.restore(_restore_trainer(tensors, self._concepts), state["optimisation"])
         if is_main():
             self._point_to_best()  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
+        return _restore_trainer(tensors, self._concepts), state["optimisation"]
 
     def _say(self, scores: dict[str, float]) -> None:
         shown = ("CIDEr-D", "BLEU-4", "object_f1", "relation_accuracy", "pointing_nouns", "pointing_words")

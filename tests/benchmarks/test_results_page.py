@@ -58,7 +58,7 @@ def test_a_row_says_what_was_trained_and_what_it_reached(tmp_path: Path) -> None
         "best epoch": "7",
         "minutes until then": "10",
     }
-    assert hard[0] == "hard, argmax, then CIDEr-D, compact"
+    assert hard[0] == "hard, argmax, then rewards, compact"
     write_report(tmp_path / "some/b.scores.json", "hard", "sample", hard={"start": "run"})
     assert rows(renewed(page, tmp_path))[2][0] == "soft, then hard, sample, compact"
     assert [row[0] for row in paper] == ["paper, soft, VGG", "paper, hard, VGG"]

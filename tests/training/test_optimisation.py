@@ -352,7 +352,7 @@ def test_a_state_from_before_the_first_epoch_is_json() -> None:
 def test_all_problems_of_the_options_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         OptimisationOptions(
-            epochs=0,
+            epochs=-1,
             accumulate=0,
             learning_rate=math.nan,
             encoder_learning_rate=0.0,
@@ -363,7 +363,7 @@ def test_all_problems_of_the_options_are_reported_at_once() -> None:
             average_decay=1.0,
         )
     for problem in (
-        "epochs must be at least 1, got 0",
+        "epochs must be 0 or more, got -1",
         "accumulate must be at least 1, got 0",
         "plateau_patience must be at least 1, got 0",
         "warmup_steps must be 0 or more, got -1",

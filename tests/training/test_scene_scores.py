@@ -148,6 +148,7 @@ def test_a_right_sentence() -> None:
         objects_predicted=3,
         objects_true=3,
         objects_correct=3,
+        objects_untied=0,
         relations_stated=2,
         relations_correct=2,
         sizes_stated=2,
@@ -155,6 +156,20 @@ def test_a_right_sentence() -> None:
         textures_stated=1,
         textures_correct=1,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "untied"),
+    [
+        ("a red disc is left of a blue block", 0),
+        ("a red disc is a blue block", 2),
+        ("a red disc is left of a blue block which is a red square", 1),
+        ("a red disc with a blue block right of it and a red square", 1),
+        ("", 0),
+    ],
+)
+def test_objects_in_no_relation_are_untied(text: str, untied: int) -> None:
+    assert score(text).objects_untied == untied
 
 
 def test_an_object_is_colour_and_shape_together() -> None:

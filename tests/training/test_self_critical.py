@@ -1,8 +1,9 @@
 """The gradient estimator of self-critical training against the expected reward, by enumeration of every caption."""
 
+from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError
+from saccade.vocabulary import Vocabulary
 from tests.toys import toy_vocabulary
 from training.metrics import cider_d
 from training.model import Annotations, Decoder, DecoderOptions
 from training.sampling import drawn_captions
+from training.scene_objects import SceneObject
 from training.self_critical import SelfCritical, SelfCriticalOptions
 
 VOCABULARY = toy_vocabulary(6)  # <pad> <start> <end> <unk> a b
@@ -45,7 +48,7 @@ def annotations(decoder: Decoder) -> Annotations:
 
 
 def self_critical(baseline: Baseline, samples: int) -> SelfCritical:
-    options = SelfCriticalOptions(start="", samples=samples, baseline=baseline)
+    options = SelfCriticalOptions(epochs=1, learning_rate=1.0, samples=samples, baseline=baseline)
     return SelfCritical(options, REFERENCES, VOCABULARY, max_length=MAX_LENGTH)
 
 
@@ -159,7 +162,7 @@ def test_the_mean_reward_rises() -> None:
     torch.manual_seed(4)
     vocabulary = toy_vocabulary(8)
     references = [[tuple(words)] for words in ("aab", "bc", "cda", "d")]
-    options = SelfCriticalOptions(start="", samples=8)
+    options = SelfCriticalOptions(epochs=1, learning_rate=1.0, samples=8)
     trained = SelfCritical(options, references, vocabulary, max_length=5)
     decoder = Decoder(6, 8, DecoderOptions(attention_width=8, embedding_width=8, hidden_width=16, dropout=0.5))
     values = torch.randn(4, 3, 6)
@@ -182,7 +185,43 @@ def test_an_unfinished_caption_is_rewarded_less_than_the_same_one_finished() -> 
     assert rewards[0, 0] > rewards[1, 0] > 0  # each image has its own references
 
 
-def test_the_average_of_the_others_needs_others() -> None:
-    with pytest.raises(ConfigError, match="samples must be at least 2"):
-        SelfCriticalOptions(start="run", samples=1)
-    assert SelfCriticalOptions(start="run", samples=1, baseline="greedy").samples == 1
+def test_what_is_said_of_a_scene_is_rewarded_if_it_is_right() -> None:
+    """A relation counts from a probability of `confidence` on, an object from even odds if it is tied to another."""
+    vocabulary = Vocabulary.from_captions([("a", "red", "star", "left", "of", "blue", "ring", "the")], min_count=1)
+    box, other = (0.1, 0.4, 0.3, 0.6), (0.6, 0.4, 0.8, 0.6)
+    objects = [
+        SceneObject(colour="red", shape="star", size="small", texture="plain", box=box, whole=box),
+        SceneObject(colour="blue", shape="ring", size="small", texture="plain", box=other, whole=other),
+    ]
+    options = SelfCriticalOptions(epochs=1, learning_rate=1.0, samples=2, objects=2.0, relations=3.0, confidence=0.75)
+    trained = SelfCritical(options, [[("the",)]], vocabulary, max_length=20, objects=[objects])
+    said = [
+        "a red star left of a blue ring",
+        "a blue ring left of a red star",
+        "a red star",
+        "a red star left of a red star",
+    ]
+    longest = max(len(caption.split()) for caption in said) + 1
+    rows = [[*vocabulary.encode(tuple(caption.split()))] for caption in said]
+    words = torch.tensor([[row + [vocabulary.end] * (longest - len(row)) for row in rows]])
+    rewards = trained._rewards(words, torch.tensor([0]))[0]
+    without = SelfCritical(
+        replace(options, objects=0.0, relations=0.0), [[("the",)]], vocabulary, max_length=20
+    )._rewards(words, torch.tensor([0]))[0]
+    assert (rewards - without).tolist() == pytest.approx([2 + 3 * 0.25, 2 - 3 * 0.75, 1 - 2, -3 * 0.75])
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"objects": -1.0}, "objects and relations must be 0 or more"),
+        ({"confidence": 1.5}, r"confidence must be in \[0, 1\]"),
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"samples": 0, "baseline": "greedy"}, "samples must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        SelfCriticalOptions(**{"epochs": 1, "learning_rate": 1e-3} | changed)

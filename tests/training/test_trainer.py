@@ -54,6 +54,8 @@ CONFIG = TrainingConfig(
     validation=ValidationOptions(beam=2, max_length=12),
 )
 
+REWARDS = SelfCriticalOptions(epochs=1, learning_rate=1e-3)
+
 
 def train(folder: Path, config: TrainingConfig = CONFIG) -> dict[str, float]:
     return Trainer(config, folder, device=torch.device("cpu"), reporter=Reporter(quiet=True)).run()
@@ -70,13 +72,20 @@ def test_a_run_leaves_a_scored_checkpoint_and_its_history(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["soft", "hard"])
+@pytest.mark.parametrize(
+    ("attention", "rewarded", "step"), [("soft", 0, 5), ("hard", 0, 5), ("soft", 2, 7), ("soft", 2, 11)]
+)
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: Literal["soft", "hard"]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: Literal["soft", "hard"], rewarded: int, step: int
 ) -> None:
-    """Killed in the middle of the second epoch, resumed after the first: bit by bit the same."""
+    """Killed in the middle of an epoch, resumed after the one before: bit by bit the same.
+
+    By likelihood or, when two epochs of three steps are over, by rewards.
+    """
+    rewards = SelfCriticalOptions(epochs=rewarded, learning_rate=1e-3, samples=2) if rewarded else None
     config = replace(
         CONFIG,
+        self_critical=rewards,
         decoder=replace(CONFIG.decoder, attention=attention),
         concepts=ConceptOptions(epochs=1, weight=0.1, pairs_within=2, least_share=0.2),
         augmentation=AugmentationOptions(),
@@ -85,14 +94,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     steps = 0
     original = Trainer.train_step
 
-    def dies_at_the_fifth_step(self: Trainer, *arguments: object) -> float:
+    def dies(self: Trainer, *arguments: object) -> float:
         nonlocal steps
         steps += 1
-        if steps == 5:
+        if steps == step:
             raise KeyboardInterrupt
         return original(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "train_step", dies_at_the_fifth_step)
+    monkeypatch.setattr(Trainer, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", config)
     monkeypatch.undo()
@@ -276,14 +285,40 @@ def test_a_run_goes_on_by_rewards_from_the_weights_of_another(tmp_path: Path, mo
     config = replace(
         CONFIG,
         concepts=ConceptOptions(),
-        optimisation=replace(CONFIG.optimisation, epochs=1, learning_rate=1e-12, doubly_stochastic=0.0),
-        self_critical=SelfCriticalOptions(start=str(tmp_path / "first"), samples=2),
+        optimisation=replace(CONFIG.optimisation, epochs=0),
+        self_critical=SelfCriticalOptions(start=str(tmp_path / "first"), epochs=1, learning_rate=1e-12, samples=2),
     )
     scores = train(tmp_path / "second", config)
     first, second = (load_checkpoint(tmp_path / name).captioner.decoder.state_dict() for name in ("first", "second"))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-9)
     shutil.rmtree(tmp_path / "first")
     assert train(tmp_path / "second", config) == scores
+
+
+def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path) -> None:
+    """With almost no learning rate they end where it was best; the encoder stays altogether."""
+    train(tmp_path / "first")
+    rewards = SelfCriticalOptions(epochs=2, learning_rate=1e-12, samples=2, objects=1.0)
+    train(tmp_path / "whole", replace(CONFIG, self_critical=rewards))
+    first, whole = (load_checkpoint(tmp_path / name) for name in ("first", "whole"))
+    for name, tensor in first.captioner.state_dict().items():
+        atol = 0 if name.startswith("encoder.") else 1e-9
+        torch.testing.assert_close(whole.captioner.state_dict()[name], tensor, rtol=0, atol=atol)
+    assert not (tmp_path / "whole/annotations").exists()
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 4]
+
+
+def test_rewards_begin_where_patience_with_likelihood_ends(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG,
+        optimisation=replace(CONFIG.optimisation, epochs=9, learning_rate=1e-12),
+        validation=replace(CONFIG.validation, patience=1),
+        self_critical=SelfCriticalOptions(epochs=3, learning_rate=1e-12, samples=2),
+    )
+    train(tmp_path / "run", config)
+    state = json.loads((tmp_path / "run/checkpoints/epoch-0003/trainer.json").read_text())["trainer"]
+    assert (state["epoch"], state["rewarded"], state["best_epoch"]) == (3, 1, 1)
 
 
 def without_dropout(decoder: Decoder, values: torch.Tensor, annotate: Any = Decoder.annotate) -> Annotations:
@@ -310,8 +345,8 @@ def test_rewards_do_not_begin_with_the_weights_of_another_model(tmp_path: Path, 
     config = replace(
         CONFIG,
         concepts=ConceptOptions(),
-        optimisation=replace(CONFIG.optimisation, doubly_stochastic=0.0),
-        self_critical=SelfCriticalOptions(start=str(tiny_checkpoint)),
+        optimisation=replace(CONFIG.optimisation, epochs=0),
+        self_critical=SelfCriticalOptions(start=str(tiny_checkpoint), epochs=1, learning_rate=1e-3),
     )
     with pytest.raises(ConfigError, match=r"is another model \(decoder.attention_width was 16, is 8.*words was"):
         train(tmp_path / "run", config)
@@ -361,10 +396,22 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
             "photographs have no relation_accuracy",
         ),
         (
-            {"self_critical": SelfCriticalOptions(start="run"), "decoder": DecoderOptions(attention="hard")},
+            {"self_critical": REWARDS, "decoder": DecoderOptions(attention="hard")},
             r"\[self_critical\] knows soft attention and none",
         ),
-        ({"self_critical": SelfCriticalOptions(start="run")}, "goes by rewards alone: set label_smoothing"),
+        ({"self_critical": replace(REWARDS, start="run")}, "set optimisation.epochs to 0"),
+        (
+            {"self_critical": replace(REWARDS, start="run"), "optimisation": OptimisationOptions(epochs=0)},
+            "self_critical.start has learned the concepts already",
+        ),
+        ({"optimisation": OptimisationOptions(epochs=0)}, "optimisation.epochs must be at least 1"),
+        (
+            {
+                "data": JsonlData(kind="jsonl", train="train.jsonl", validation="validation.jsonl"),
+                "self_critical": replace(REWARDS, relations=1.0),
+            },
+            "of photographs it is not known what is true",
+        ),
     ],
 )
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], problem: str) -> None:
