@@ -70,5 +70,5 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         factor.diagonal().add_(linear)
         product = factor @ product
         gram = factor @ gram @ factor
-    wide = product @ wide
-    return (wide if len(matrix) <= matrix.shape[1] else wide.T).contiguous()
+    found: Tensor = product @ wide
+    return (found if len(matrix) <= matrix.shape[1] else found.T).contiguous()
