@@ -138,6 +138,7 @@ class SceneReport:
             "object_precision": _rate(total["objects_correct"], total["objects_predicted"]),
             "object_recall": _rate(total["objects_correct"], total["objects_true"]),
             "object_f1": _rate(2 * total["objects_correct"], total["objects_predicted"] + total["objects_true"]),
+            "objects_tied": _rate(total["objects_predicted"] - total["objects_untied"], total["objects_predicted"]),
             "relation_accuracy": _rate(total["relations_correct"], total["relations_stated"]),
             "relations_per_caption": _rate(total["relations_stated"], self._captions),
             "size_accuracy": _rate(total["sizes_correct"], total["sizes_stated"]),

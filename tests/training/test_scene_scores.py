@@ -245,6 +245,7 @@ def test_a_report_divides_sums_not_means() -> None:
         "object_precision": 1.0,
         "object_recall": 0.5,
         "object_f1": pytest.approx(2 / 3),
+        "objects_tied": pytest.approx(2 / 3),
         "relation_accuracy": 1.0,
         "relations_per_caption": 0.5,
         "size_accuracy": 0.0,
