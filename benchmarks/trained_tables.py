@@ -126,7 +126,7 @@ def _title(report: Report) -> str:
         title = f"soft, then {title}"
     if "hard" in kinds:
         title += f", {report['search']['decode_mode']}"
-    if any(trained["config"].get("self_critical") for trained in report["trained"]):
+    if any(trained.get("rewarded") for trained in report["trained"]):
         title += ", then rewards"
     return f"{title}, {report['trained'][0]['config']['encoder']['name']}"
 

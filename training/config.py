@@ -75,7 +75,7 @@ class ValidationOptions:
 
     decode_mode : how hard attention takes its context
     metric : which epoch is kept; relation_accuracy is of generated scenes and needs right objects at both ends
-    patience : epochs without improvement before training stops early
+    patience : epochs without improvement before training stops early, by likelihood and again by rewards
     """
 
     beam: int = 3
@@ -137,6 +137,10 @@ class TrainingConfig:
             and optimisation.epochs > 0,
             "self_critical.start has learned the concepts already: remove [concepts]": starts
             and self.concepts.is_wanted,
+            "rewards know no [augmentation], label_smoothing, scheduled_sampling, encoder_learning_rate: remove them": (
+                starts
+                and (self.augmentation is not None or any(getattr(optimisation, name) for name in _OF_LIKELIHOOD))
+            ),
             "optimisation.epochs must be at least 1": not starts and optimisation.epochs < 1,
             "of photographs it is not known what is true: set self_critical.objects and relations to 0": (
                 self.self_critical is not None
@@ -158,6 +162,10 @@ class TrainingConfig:
                 optimisation.schedule == "plateau" and optimisation.plateau_patience >= self.validation.patience
             ),
         }
+
+
+_OF_LIKELIHOOD = ("label_smoothing", "scheduled_sampling", "encoder_learning_rate")
+"""Fields of [optimisation] that mean nothing where captions are rewarded."""
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> TrainingConfig:

@@ -33,7 +33,7 @@ class DecoderOptions:
     annotation_width : to which a layer of the decoder brings the encoder's annotations, once per image, with a ReLU;
         0 takes them as they are (the paper)
     memory : for how many words the cells remember at first, each another number up to this; 0 for forget gates whose
-        biases are one, about three words
+        biases are one, about four words
     dropout : on embeddings, states, outputs and annotations brought to a width, while training
     """
 

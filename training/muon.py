@@ -63,12 +63,18 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
     gram = wide @ wide.T
-    product = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    linear, cubic, quintic = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
-        factor.diagonal().add_(linear)
-        product = factor @ product
+    product = factor = _factor(gram)
+    for _ in range(_ITERATIONS - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     found: Tensor = product @ wide
     return (found if len(matrix) <= matrix.shape[1] else found.T).contiguous()
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """By which a step of the iteration multiplies a matrix whose product with its transpose is `gram`."""
+    linear, cubic, quintic = _COEFFICIENTS
+    factor = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+    factor.diagonal().add_(linear)
+    return factor

@@ -53,6 +53,9 @@ from training.self_critical import SelfCritical, SelfCriticalOptions
 
 log = logging.getLogger(__name__)
 
+_ANNOTATIONS = "annotations"
+"""The folder in that of the run for what an encoder makes of the images, while rewards need it."""
+
 _OPTIMISATION, _CONCEPTS = "optimisation.", "concepts."
 """What the names of the trainer's tensors begin with."""
 
@@ -84,8 +87,8 @@ class Trainer:
     """One training run in one folder.
 
     The folder holds run.json (configuration, versions), metrics.jsonl, tensorboard/, checkpoints/epoch-NNNN of the
-    last and the best epoch, and latest.json and best.json that name them. Of several processes, each with its trainer,
-    the main one alone writes and validates (`training.distribution`).
+    last and the best epoch, latest.json and best.json that name them and, while rewards need it, annotations/. Of
+    several processes, each with its trainer, the main one alone writes and validates (`training.distribution`).
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, *, device: torch.device, reporter: Reporter) -> None:
@@ -157,18 +160,21 @@ class Trainer:
             options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
         )
         captioner.encoder.requires_grad_(False)
-        cache = self.folder / "annotations"
+        cache = self.folder / _ANNOTATIONS
+        if self._has_epochs_left(options.epochs):
+            if not self.config.encoder.frozen:
+                began = time.monotonic()
+                train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
+                self._state.seconds += time.monotonic() - began
+            optimisation = replace(
+                self.config.optimisation,
+                epochs=options.epochs,
+                learning_rate=options.learning_rate,
+                captions_per_image=1,  # references are only compared with
+            )
+            self._train_epochs(captioner, vocabulary, train, validation, optimisation, None, resumed)
         if not self.config.encoder.frozen:
-            train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
-        optimisation = replace(
-            self.config.optimisation,
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            captions_per_image=1,  # references are only compared with
-        )
-        self._train_epochs(captioner, vocabulary, train, validation, optimisation, None, resumed)
-        if is_main():
-            shutil.rmtree(cache, ignore_errors=True)
+            from_main(lambda: shutil.rmtree(cache, ignore_errors=True))  # nobody reads it any more
 
     def _train_epochs(
         self,
@@ -188,7 +194,8 @@ class Trainer:
             optimisation.restore(*resumed)
         state, metrics = self._state, MetricsLog(self.folder, self._state.step)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
-        while self._epoch_of_phase() < options.epochs and not self._is_out_of_patience():
+        metric = self.config.validation.metric
+        while self._has_epochs_left(options.epochs):
             began = time.monotonic()
             state.epoch += 1
             state.rewarded += self._self_critical is not None
@@ -197,14 +204,19 @@ class Trainer:
                 scores = from_main(
                     lambda: evaluate(captioner, vocabulary, validation, self._search_options(), grid=grid).scores
                 )
-                optimisation.after_epoch(scores[self.config.validation.metric])
+                score = scores.get(metric, 0.0)  # of relations there is none where none was stated
+                optimisation.after_epoch(score)
                 state.seconds += time.monotonic() - began
-                state.take(scores, scores[self.config.validation.metric])
+                state.take(scores, score)
                 metrics.write(state.step, {"epoch": state.epoch} | {f"validation/{n}": v for n, v in scores.items()})
                 if is_main():
                     self._keep(captioner, optimisation, vocabulary)
             self._say(scores)
         metrics.close()
+
+    def _has_epochs_left(self, epochs: int) -> bool:
+        """Whether the phase goes on, which has so many epochs if patience does not end first."""
+        return self._epoch_of_phase() < epochs and not self._is_out_of_patience()
 
     def _epoch_of_phase(self) -> int:
         """How many epochs by likelihood, or by rewards, are done."""
@@ -337,7 +349,7 @@ class Trainer:
                 progress(done, loss=loss)
 
     def train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
-        """Train on one batch; returns its negative log-likelihood per word. Raises DivergenceError."""
+        """Train on one batch; returns its negative log-likelihood per word or mean reward. Raises DivergenceError."""
         if self._augmentation is not None and self._self_critical is None:  # rewards have annotations for images
             batch = batch._replace(images=self._augmentation(batch.images))
         batch = Batch(*(part.to(self.device) for part in batch))
@@ -428,6 +440,7 @@ class Trainer:
                 "config": unstructure(self.config),
                 "environment": self._environment,
                 "epoch": self._state.epoch,
+                "rewarded": self._state.rewarded,
                 "training_seconds": round(self._state.seconds, 1),
             },
             scores=scores,

@@ -295,7 +295,7 @@ def test_a_run_goes_on_by_rewards_from_the_weights_of_another(tmp_path: Path, mo
     assert train(tmp_path / "second", config) == scores
 
 
-def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path) -> None:
+def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With almost no learning rate they end where it was best; the encoder stays altogether."""
     train(tmp_path / "first")
     rewards = SelfCriticalOptions(epochs=2, learning_rate=1e-12, samples=2, objects=1.0)
@@ -305,6 +305,9 @@ def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path) -> Non
         atol = 0 if name.startswith("encoder.") else 1e-9
         torch.testing.assert_close(whole.captioner.state_dict()[name], tensor, rtol=0, atol=atol)
     assert not (tmp_path / "whole/annotations").exists()
+    assert whole.description.provenance["rewarded"] == max(0, whole.description.provenance["epoch"] - 2)
+    monkeypatch.setattr("training.trainer.cached_annotations", None)  # once is enough
+    train(tmp_path / "whole", replace(CONFIG, self_critical=rewards))
     lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 4]
 
@@ -403,6 +406,14 @@ def test_photographs_without_a_test_split_are_scored_on_validation(
         (
             {"self_critical": replace(REWARDS, start="run"), "optimisation": OptimisationOptions(epochs=0)},
             "self_critical.start has learned the concepts already",
+        ),
+        (
+            {
+                "self_critical": replace(REWARDS, start="run"),
+                "concepts": ConceptOptions(),
+                "optimisation": OptimisationOptions(epochs=0, label_smoothing=0.1),
+            },
+            "rewards know no",
         ),
         ({"optimisation": OptimisationOptions(epochs=0)}, "optimisation.epochs must be at least 1"),
         (
