@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saccade.errors import CheckpointError, ConfigError, DivergenceError, OutputError
-from saccade.files import differences, write_json
+from saccade.errors import CheckpointError, ConfigError, DivergenceError
+from saccade.files import write_json
 from saccade.progress import Reporter
 from saccade.search import SearchOptions
 from saccade.structure import structure, unstructure
@@ -29,7 +29,6 @@ from training.checkpoint import (
     load_trainer,
     load_weights,
     read_description,
-    read_json,
     resolve_checkpoint,
     save_checkpoint,
     start_from,
@@ -47,14 +46,12 @@ from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
 from training.optimisation import Optimisation, OptimisationOptions, below
 from training.precision import arithmetic
+from training.run_folder import RunFolder
 from training.sampling import as_it_captions, with_own_words
 from training.scene_data import SceneData
 from training.self_critical import SelfCritical, SelfCriticalOptions
 
 log = logging.getLogger(__name__)
-
-_ANNOTATIONS = "annotations"
-"""The folder in that of the run for what an encoder makes of the images, while rewards need it."""
 
 _OPTIMISATION, _CONCEPTS = "optimisation.", "concepts."
 """What the names of the trainer's tensors begin with."""
@@ -84,16 +81,14 @@ class TrainerState:
 
 
 class Trainer:
-    """One training run in one folder.
+    """One training run in one folder (`RunFolder`).
 
-    The folder holds run.json (configuration, versions), metrics.jsonl, tensorboard/, checkpoints/epoch-NNNN of the
-    last and the best epoch, latest.json and best.json that name them and, while rewards need it, annotations/. Of
-    several processes, each with its trainer, the main one alone writes and validates (`training.distribution`).
+    Of several processes, each with its trainer, the main one alone writes and validates (`training.distribution`).
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, *, device: torch.device, reporter: Reporter) -> None:
         self.config = config
-        self.folder = folder
+        self._folder = RunFolder(folder)
         self.device = device
         self._reporter = reporter
         self._environment = environment(device)  # of the code that runs, whatever is committed meanwhile
@@ -110,7 +105,9 @@ class Trainer:
         overwrite : throw away an earlier run in the folder
         Raises ConfigError or OutputError where the folder holds another run, or something else.
         """
-        resuming = from_main(lambda: self._prepare_folder(overwrite=overwrite))
+        resuming = from_main(
+            lambda: self._folder.prepare(unstructure(self.config), self._environment, overwrite=overwrite)
+        )
         torch.manual_seed(self.config.optimisation.seed)
         data = open_data(self.config.data)
         train, validation = self._required(data, "train"), self._required(data, "validation")
@@ -129,19 +126,13 @@ class Trainer:
             cache = Path(self.config.cache)
             train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
         if self.config.optimisation.epochs and not self._state.rewarded:
-            self._by_likelihood(captioner, vocabulary, train, validation, resumed)
+            beside = self._concepts if self.config.concepts.weight else None
+            self._train_epochs(captioner, vocabulary, train, validation, self.config.optimisation, beside, resumed)
         if rewards := self.config.self_critical:
             resumed = resumed if self._state.rewarded else None
             self._by_rewards(rewards, captioner, vocabulary, train, validation, resumed)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         return from_main(lambda: self._score_best(test, self._search_options(), grid) if test else self._best_scores())
-
-    def _by_likelihood(
-        self, captioner: Captioner, vocabulary: Vocabulary, train: Split, validation: Split, resumed: _Saved | None
-    ) -> None:
-        """Train by the likelihood of the references, from the beginning or on from what was saved."""
-        options, beside = self.config.optimisation, self._concepts if self.config.concepts.weight else None
-        self._train_epochs(captioner, vocabulary, train, validation, options, beside, resumed)
 
     def _by_rewards(
         self,
@@ -155,12 +146,12 @@ class Trainer:
         """Train the decoder of the best epoch by the rewards of what it says, or on from what was saved."""
         if self._state.best_epoch and not resumed:
             with main_first():  # who has written them
-                load_weights(captioner, self.folder / "checkpoints" / _checkpoint_name(self._state.best_epoch))
+                load_weights(captioner, self._folder.checkpoint(self._state.best_epoch))
         self._self_critical = SelfCritical(
             options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
         )
         captioner.encoder.requires_grad_(False)
-        cache = self.folder / _ANNOTATIONS
+        cache = self._folder.annotations
         if self._has_epochs_left(options.epochs):
             if not self.config.encoder.frozen:
                 began = time.monotonic()
@@ -192,7 +183,7 @@ class Trainer:
         )
         if resumed:
             optimisation.restore(*resumed)
-        state, metrics = self._state, MetricsLog(self.folder, self._state.step)
+        state, metrics = self._state, MetricsLog(self._folder.path, self._state.step)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         metric = self.config.validation.metric
         while self._has_epochs_left(options.epochs):
@@ -225,27 +216,6 @@ class Trainer:
     def _search_options(self) -> SearchOptions:
         validation = self.config.validation
         return SearchOptions(beam=validation.beam, max_length=validation.max_length, decode_mode=validation.decode_mode)
-
-    def _prepare_folder(self, *, overwrite: bool) -> bool:
-        """Whether there is something to resume. Refuses a folder of another configuration, or of something else."""
-        run = {"config": unstructure(self.config)}
-        record = self.folder / "run.json"
-        before = read_json(record) if record.is_file() else {}
-        if "config" not in before and self.folder.exists() and any(self.folder.iterdir()):
-            raise OutputError(f"{self.folder} is not empty and is no training run: choose another --out")
-        if overwrite and self.folder.exists():
-            shutil.rmtree(self.folder)
-        if not (self.folder / "latest.json").is_file():  # nothing of an earlier run is worth keeping
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(record, run | {"environment": self._environment})
-            return False
-        changed = differences(before["config"], run["config"])
-        if changed:
-            raise ConfigError(
-                f"{self.folder} holds a run with another configuration ({', '.join(changed)}): "
-                "choose another --out, or start anew with --overwrite"
-            )
-        return True
 
     def _split(self, data: Data, name: SplitName) -> Split | None:
         total = len(getattr(data, name).seeds) if isinstance(data, SceneData) else None
@@ -408,25 +378,15 @@ class Trainer:
         """Write this epoch's checkpoint, then point to it, then drop the ones no pointer names."""
         state = self._state
         tensors, values = optimisation.state()
-        name = _checkpoint_name(state.epoch)
         save_checkpoint(
-            self.folder / "checkpoints" / name,
+            self._folder.checkpoint(state.epoch),
             captioner,
             self._describe(vocabulary, {f"validation/{metric}": value for metric, value in state.scores.items()}),
             trainer_tensors=_trainer_tensors(tensors, self._concepts),
             trainer_state={"trainer": unstructure(state), "optimisation": values},
             overwrite=True,
         )
-        write_json(self.folder / "latest.json", {"checkpoint": name})
-        self._point_to_best()
-        for old in (self.folder / "checkpoints").iterdir():
-            if old.name not in (name, _checkpoint_name(state.best_epoch)):
-                shutil.rmtree(old)
-
-    def _point_to_best(self) -> None:
-        state = self._state
-        best = {"checkpoint": _checkpoint_name(state.best_epoch), "score": state.best_score}
-        write_json(self.folder / "best.json", best)
+        self._folder.keep(state.epoch, best=state.best_epoch, score=state.best_score)
 
     def _describe(self, vocabulary: Vocabulary, scores: dict[str, float]) -> Description:
         return Description(
@@ -448,7 +408,7 @@ class Trainer:
 
     def _resume(self, captioner: Captioner, vocabulary: Vocabulary) -> _Saved:
         """Take the captioner, the concepts and the state back; returns what the optimisation needs."""
-        folder = self.folder / "checkpoints" / str(read_json(self.folder / "latest.json")["checkpoint"])
+        folder = self._folder.latest()
         if read_description(folder).vocabulary != vocabulary.as_json():
             raise ConfigError(
                 f"{folder} was trained on other words than the training split has now: the data or the version of "
@@ -458,7 +418,9 @@ class Trainer:
         tensors, state = load_trainer(folder)
         self._state = structure(state["trainer"], TrainerState, source=str(folder), error=CheckpointError)
         if is_main():
-            self._point_to_best()  # a crash between two pointers may have left the other one behind
+            self._folder.point_to_best(
+                self._state.best_epoch, self._state.best_score
+            )  # a crash between two pointers may have left the other one behind
         log.info("resuming after epoch %d", self._state.epoch)
         return _restore_trainer(tensors, self._concepts), state["optimisation"]
 
@@ -472,11 +434,11 @@ class Trainer:
 
     def _best_scores(self) -> dict[str, float]:
         """What the best epoch scored on the validation split, where there is no test split."""
-        return read_description(resolve_checkpoint(self.folder)).scores
+        return read_description(resolve_checkpoint(self._folder.path)).scores
 
     def _score_best(self, test: Split, options: SearchOptions, grid: tuple[int, int]) -> dict[str, float]:
         """Score the best epoch on the test split and write the scores into its checkpoint."""
-        folder = resolve_checkpoint(self.folder)
+        folder = resolve_checkpoint(self._folder.path)
         checkpoint = load_checkpoint(folder)
         with self._reporter.task("scoring the test split", len(test), unit="images") as progress:
             scores = evaluate(
@@ -496,10 +458,6 @@ class Trainer:
 def _noise_seed(seed: int, epoch: int) -> int:
     """What torch draws in an epoch follows from: another in every process, the same when an epoch is repeated."""
     return int(np.random.SeedSequence((seed, epoch, number())).generate_state(1, np.uint64)[0])
-
-
-def _checkpoint_name(epoch: int) -> str:
-    return f"epoch-{epoch:04d}"
 
 
 def _trainer_tensors(optimisation: dict[str, Tensor], concepts: Concepts | None) -> dict[str, Tensor]:
