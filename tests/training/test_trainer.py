@@ -324,6 +324,14 @@ def test_rewards_begin_where_patience_with_likelihood_ends(tmp_path: Path) -> No
     assert (state["epoch"], state["rewarded"], state["best_epoch"]) == (3, 1, 1)
 
 
+def test_an_epoch_that_states_no_relation_scores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.evaluation.scene_scores", lambda _: {"object_f1": 0.5})
+    relations = ValidationOptions(beam=2, max_length=12, metric="relation_accuracy")
+    train(tmp_path / "run", replace(CONFIG, validation=relations))
+    best = json.loads((tmp_path / "run/best.json").read_text())
+    assert best == {"checkpoint": "epoch-0001", "score": 0.0}
+
+
 def without_dropout(decoder: Decoder, values: torch.Tensor, annotate: Any = Decoder.annotate) -> Annotations:
     assert not decoder.training
     return cast("Annotations", annotate(decoder, values))
