@@ -144,7 +144,7 @@ class CiderD:
         self._unknown = unknown
         self._log_documents = math.log(len(references))
         self._idf = {ngram: self._log_documents - math.log(df) for ngram, df in document_frequency.items()}
-        self._references = [[self._vector(reference) for reference in image_counts] for image_counts in counts]
+        self._images = [self._image(image_counts) for image_counts in counts]
 
     def score(self, hypotheses: Sequence[Caption], *, images: Sequence[int] | None = None) -> CorpusScore:
         """Score captions, each against the references of its image; values are in 0..10.
@@ -153,45 +153,59 @@ class CiderD:
             (several samples of one batch). Without it, hypothesis i belongs to image i and all must be there.
         Raises DataError if there is no hypothesis, or not one for each image.
         """
-        images = range(len(self._references)) if images is None else images
+        images = range(len(self._images)) if images is None else images
         _check_hypotheses(hypotheses, len(images))
         return _corpus_score(
             [
-                self._cider_d(_known(hypothesis, self._unknown), self._references[image])
+                self._cider_d(_known(hypothesis, self._unknown), self._images[image])
                 for hypothesis, image in zip(hypotheses, images, strict=True)
             ]
         )
 
-    def _cider_d(self, hypothesis: Ngram, references: "list[_TfIdfVector]") -> float:
-        vector = self._vector(_ngram_counts(hypothesis))
-        return 10 * sum(self._similarity(vector, reference) for reference in references) / len(references)
+    def _cider_d(self, hypothesis: Ngram, image: "_References") -> float:
+        """Return the mean over the references of the clipped cosine, itself the mean over n, damped by the lengths."""
+        counts = _ngram_counts(hypothesis)
+        norms, length = self._norms(counts)
+        products = [[0.0] * MAX_N for _ in image.norms]
+        for ngram, count in counts.items():
+            for reference, reference_count in image.where.get(ngram, ()):
+                products[reference][len(ngram) - 1] += (
+                    min(count, reference_count) * reference_count * self._idf[ngram] ** 2
+                )
+        similarity = 0.0
+        for product, reference_norms, reference_length in zip(products, image.norms, image.lengths, strict=True):
+            cosines = [p / (a * b) for p, a, b in zip(product, norms, reference_norms, strict=True) if a * b]
+            damping = math.exp(-((length - reference_length) ** 2) / (2 * CIDER_SIGMA**2))
+            similarity += sum(cosines) / MAX_N * damping
+        return 10 * similarity / len(image.norms)
 
-    def _vector(self, counts: Counter[Ngram]) -> "_TfIdfVector":
-        squares = [0.0] * MAX_N
+    def _image(self, references: Sequence[Counter[Ngram]]) -> "_References":
+        where: dict[Ngram, list[tuple[int, int]]] = {}
+        for index, counts in enumerate(references):
+            for ngram, count in counts.items():
+                where.setdefault(ngram, []).append((index, count))
+        norms, lengths = zip(*map(self._norms, references), strict=True)
+        return _References(where, norms, lengths)
+
+    def _norms(self, counts: Counter[Ngram]) -> tuple[list[float], int]:
+        """Return the TF-IDF norm of each order n = 1..4 of a caption with these n-grams, and its number of words."""
+        squares, length = [0.0] * MAX_N, 0
         for ngram, count in counts.items():
             # Eq. 1 with coco-caption's plain counts for term frequencies: the cosine is the same, the clipping is not.
             squares[len(ngram) - 1] += (count * self._idf.get(ngram, self._log_documents)) ** 2
-        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
-        return _TfIdfVector(counts, [math.sqrt(square) for square in squares], length)
-
-    def _similarity(self, hypothesis: "_TfIdfVector", reference: "_TfIdfVector") -> float:
-        """Return the clipped cosine, mean over n = 1..4, damped by the difference in length (CIDEr-D)."""
-        products = [0.0] * MAX_N
-        for ngram, count in hypothesis.counts.items():
-            if reference_count := reference.counts.get(ngram, 0):
-                products[len(ngram) - 1] += min(count, reference_count) * reference_count * self._idf[ngram] ** 2
-        norms = [a * b for a, b in zip(hypothesis.norms, reference.norms, strict=True)]
-        cosines = [product / norm if norm else 0.0 for product, norm in zip(products, norms, strict=True)]
-        difference = hypothesis.length - reference.length
-        return sum(cosines) / MAX_N * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
+            length += count if len(ngram) == 1 else 0
+        return [math.sqrt(square) for square in squares], length
 
 
-class _TfIdfVector(NamedTuple):
-    """A caption as CIDEr sees it: counts of its n-grams, the TF-IDF norm of each order n = 1..4, its words."""
+class _References(NamedTuple):
+    """An image's references as CIDEr sees them.
 
-    counts: Counter[Ngram]
-    norms: list[float]
-    length: int
+    where : for each n-gram, the references that have it and how often; norms, lengths : of each reference
+    """
+
+    where: dict[Ngram, list[tuple[int, int]]]
+    norms: tuple[list[float], ...]
+    lengths: tuple[int, ...]
 
 
 def _ngram_counts(caption: Ngram) -> Counter[Ngram]:

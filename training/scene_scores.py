@@ -20,7 +20,8 @@ class CaptionScore:
 
     An object is correct if the scene has one of that colour and shape which the sentence has not named before, and
     untied if the sentence states no relation of it, which the grammar does not allow. A relation is correct if both
-    ends are in the scene and it holds. Sizes and textures are counted on correct objects.
+    ends are correct objects and it holds: "a circle that is below a heart that is above a circle" speaks of two
+    circles. Sizes and textures are counted on correct objects.
     """
 
     objects_predicted: int
@@ -48,8 +49,6 @@ class PointingCount:
 def score_caption(words: Sequence[str], objects: Sequence[SceneObject]) -> CaptionScore:
     """Compare what the sentence says with the objects of the scene."""
     parsed = parse_caption(words)
-    names = {(thing.colour, thing.shape): index for index, thing in enumerate(objects)}
-    ends = [names.get((said.colour or "", said.shape)) for said in parsed.objects]
     correct = _correct_objects(parsed, objects)
     pairs = [(parsed.objects[said], objects[true]) for said, true in correct.items()]
     return CaptionScore(
@@ -60,7 +59,7 @@ def score_caption(words: Sequence[str], objects: Sequence[SceneObject]) -> Capti
         - len({end for said in parsed.relations for end in (said.subject, said.object)}),
         relations_stated=len(parsed.relations),
         relations_correct=sum(
-            _is_true(objects, ends[relation.subject], relation.name, ends[relation.object])
+            _is_true(objects, correct.get(relation.subject), relation.name, correct.get(relation.object))
             for relation in parsed.relations
         ),
         sizes_stated=sum(said.size is not None for said, _ in pairs),
@@ -164,6 +163,4 @@ def _correct_objects(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> d
 
 
 def _is_true(objects: Sequence[SceneObject], subject: int | None, relation: str, other: int | None) -> bool:
-    if subject is None or other is None or subject == other:
-        return False
-    return holds(relation, objects[subject], objects[other])
+    return subject is not None and other is not None and holds(relation, objects[subject], objects[other])

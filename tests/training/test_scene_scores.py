@@ -185,6 +185,13 @@ def test_an_object_named_twice_is_correct_once() -> None:
     assert (result.relations_stated, result.relations_correct) == (1, 0)
 
 
+def test_what_is_said_of_an_object_named_again_is_wrong() -> None:
+    """Of the same two objects a sentence could go on saying the same for ever."""
+    result = score("a red circle is left of a blue square that is right of a red circle")
+    assert (result.objects_predicted, result.objects_correct) == (3, 2)
+    assert (result.relations_stated, result.relations_correct) == (2, 1)
+
+
 def test_a_relation_that_does_not_hold_is_wrong() -> None:
     result = score("a red circle is right of a blue square and over a red square")
     assert (result.objects_correct, result.relations_stated, result.relations_correct) == (3, 2, 0)
