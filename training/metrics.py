@@ -144,7 +144,8 @@ class CiderD:
         self._unknown = unknown
         self._log_documents = math.log(len(references))
         self._idf = {ngram: self._log_documents - math.log(df) for ngram, df in document_frequency.items()}
-        self._images = [self._image(image_counts) for image_counts in counts]
+        same: dict[_Found, _Found] = {}
+        self._images = [self._image(image_counts, same) for image_counts in counts]
 
     def score(self, hypotheses: Sequence[Caption], *, images: Sequence[int] | None = None) -> CorpusScore:
         """Score captions, each against the references of its image; values are in 0..10.
@@ -179,11 +180,13 @@ class CiderD:
             similarity += sum(cosines) / MAX_N * damping
         return 10 * similarity / len(image.norms)
 
-    def _image(self, references: Sequence[Counter[Ngram]]) -> "_References":
-        where: dict[Ngram, list[tuple[int, int]]] = {}
+    def _image(self, references: Sequence[Counter[Ngram]], same: "dict[_Found, _Found]") -> "_References":
+        """Index the references of an image; `same` keeps one of equal tuples, of which there are few."""
+        where: dict[Ngram, _Found] = {}
         for index, counts in enumerate(references):
             for ngram, count in counts.items():
-                where.setdefault(ngram, []).append((index, count))
+                found = (*where.get(ngram, ()), (index, count))
+                where[ngram] = same.setdefault(found, found)
         norms, lengths = zip(*map(self._norms, references), strict=True)
         return _References(where, norms, lengths)
 
@@ -197,13 +200,14 @@ class CiderD:
         return [math.sqrt(square) for square in squares], length
 
 
+_Found = tuple[tuple[int, int], ...]
+"""Which references of an image have an n-gram, and how often."""
+
+
 class _References(NamedTuple):
-    """An image's references as CIDEr sees them.
+    """An image's references as CIDEr sees them: where each n-gram is found; norms and length of each reference."""
 
-    where : for each n-gram, the references that have it and how often; norms, lengths : of each reference
-    """
-
-    where: dict[Ngram, list[tuple[int, int]]]
+    where: dict[Ngram, _Found]
     norms: tuple[list[float], ...]
     lengths: tuple[int, ...]
 
