@@ -418,9 +418,8 @@ class Trainer:
         tensors, state = load_trainer(folder)
         self._state = structure(state["trainer"], TrainerState, source=str(folder), error=CheckpointError)
         if is_main():
-            self._folder.point_to_best(
-                self._state.best_epoch, self._state.best_score
-            )  # a crash between two pointers may have left the other one behind
+            # A crash between two pointers may have left the other one behind.
+            self._folder.point_to_best(self._state.best_epoch, self._state.best_score)
         log.info("resuming after epoch %d", self._state.epoch)
         return _restore_trainer(tensors, self._concepts), state["optimisation"]
 
