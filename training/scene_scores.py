@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.scene_objects import SceneObject, holds
+from training.scene_objects import RELATIONS, SceneObject, holds
 from training.scene_parsing import ParsedCaption, parse_caption
 
 
@@ -21,15 +21,16 @@ class CaptionScore:
     An object is correct if the scene has one of that colour and shape which the sentence has not named before, and
     untied if the sentence states no relation of it, which the grammar does not allow. A relation is correct if both
     ends are correct objects and it holds: "a circle that is below a heart that is above a circle" speaks of two
-    circles. Sizes and textures are counted on correct objects.
+    circles. Of relations the names are kept, as of `training.scene_objects.RELATIONS`. Sizes and textures are counted
+    on correct objects.
     """
 
     objects_predicted: int
     objects_true: int
     objects_correct: int
     objects_untied: int
-    relations_stated: int
-    relations_correct: int
+    relations_stated: tuple[str, ...]
+    relations_correct: tuple[str, ...]
     sizes_stated: int
     sizes_correct: int
     textures_stated: int
@@ -57,10 +58,11 @@ def score_caption(words: Sequence[str], objects: Sequence[SceneObject]) -> Capti
         objects_correct=len(correct),
         objects_untied=len(parsed.objects)
         - len({end for said in parsed.relations for end in (said.subject, said.object)}),
-        relations_stated=len(parsed.relations),
-        relations_correct=sum(
-            _is_true(objects, correct.get(relation.subject), relation.name, correct.get(relation.object))
+        relations_stated=tuple(relation.name for relation in parsed.relations),
+        relations_correct=tuple(
+            relation.name
             for relation in parsed.relations
+            if _is_true(objects, correct.get(relation.subject), relation.name, correct.get(relation.object))
         ),
         sizes_stated=sum(said.size is not None for said, _ in pairs),
         sizes_correct=sum(said.size == true.size for said, true in pairs),
@@ -121,30 +123,46 @@ class SceneReport:
     def __init__(self) -> None:
         self._captions = 0
         self._sums: Counter[str] = Counter()
+        self._stated: Counter[str] = Counter()
+        self._correct: Counter[str] = Counter()
 
     def add(self, score: CaptionScore, pointing: PointingCount | None = None) -> None:
         """Count one more caption; without `pointing` it has no part in the pointing rates."""
         self._captions += 1
-        self._sums.update(asdict(score))
+        counts = asdict(score)
+        self._stated.update(counts.pop("relations_stated"))
+        self._correct.update(counts.pop("relations_correct"))
+        self._sums.update(counts)
         if pointing is not None:
             self._sums.update(asdict(pointing))
 
     def as_json(self) -> dict[str, float | int | None]:
-        """Return the rates; None where nothing was counted."""
-        total = self._sums
+        """Return the rates; None where nothing was counted.
+
+        The relations of each name have their accuracy, and their share of all that were stated.
+        """
+        total, stated = self._sums, self._stated.total()
+        of_each = {
+            f"relation_{rate}_{name.replace(' ', '_')}": value
+            for name in RELATIONS
+            for rate, value in (
+                ("share", _rate(self._stated[name], stated)),
+                ("accuracy", _rate(self._correct[name], self._stated[name])),
+            )
+        }
         return {
             "captions": self._captions,
             "object_precision": _rate(total["objects_correct"], total["objects_predicted"]),
             "object_recall": _rate(total["objects_correct"], total["objects_true"]),
             "object_f1": _rate(2 * total["objects_correct"], total["objects_predicted"] + total["objects_true"]),
             "objects_tied": _rate(total["objects_predicted"] - total["objects_untied"], total["objects_predicted"]),
-            "relation_accuracy": _rate(total["relations_correct"], total["relations_stated"]),
-            "relations_per_caption": _rate(total["relations_stated"], self._captions),
+            "relation_accuracy": _rate(self._correct.total(), stated),
+            "relations_per_caption": _rate(stated, self._captions),
             "size_accuracy": _rate(total["sizes_correct"], total["sizes_stated"]),
             "texture_accuracy": _rate(total["textures_correct"], total["textures_stated"]),
             "pointing_nouns": _rate(total["nouns_inside"], total["nouns"]),
             "pointing_words": _rate(total["words_inside"], total["words"]),
-        }
+        } | of_each
 
 
 def _rate(part: int, whole: int) -> float | None:

@@ -146,7 +146,7 @@ class SelfCritical:
     def _truth(self, said: Caption, objects: Sequence[SceneObject]) -> float:
         counts, options = score_caption(said, objects), self._options
         named = counts.objects_correct - counts.objects_predicted / 2 - counts.objects_untied
-        stated = counts.relations_correct - options.confidence * counts.relations_stated
+        stated = len(counts.relations_correct) - options.confidence * len(counts.relations_stated)
         return options.objects * named + options.relations * stated
 
     def _log_probs(self, decoder: Decoder, annotations: Annotations, words: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.scene_objects import Box, Relation, SceneObject, relations_between
+from training.scene_objects import RELATIONS, Box, Relation, SceneObject, relations_between
 from training.scene_parsing import parse_caption
 from training.scene_scores import CaptionScore, PointingCount, SceneReport, point, score_caption
 from training.scenes import Scene, generate_scene
+
+BY_NAME = ("relation_share_", "relation_accuracy_")
+"""How the figures of single relations begin."""
 
 
 def thing(colour: str, shape: str, box: Box, *, size: str = "small", texture: str = "plain") -> SceneObject:
@@ -63,7 +67,7 @@ def test_every_reference_scores_perfectly() -> None:
                 assert {caption.mentions[index] for index in said.adjectives} == {number}
             result = score_caption(caption.words, scene.objects)
             assert result.objects_correct == result.objects_predicted == result.objects_true == len(scene.objects)
-            assert result.relations_correct == result.relations_stated == len(caption.relations)
+            assert len(result.relations_correct) == len(result.relations_stated) == len(caption.relations)
             assert result.sizes_correct == result.sizes_stated
             assert result.textures_correct == result.textures_stated
 
@@ -139,7 +143,7 @@ def test_what_is_cut_off_or_garbled_is_not_counted_as_said(text: str, objects: i
 def test_any_words_can_be_scored(words: list[str]) -> None:
     result = score_caption(words, SCENE.objects)
     assert 0 <= result.objects_correct <= min(result.objects_predicted, result.objects_true)
-    assert 0 <= result.relations_correct <= result.relations_stated
+    assert not Counter(result.relations_correct) - Counter(result.relations_stated)
 
 
 def test_a_right_sentence() -> None:
@@ -149,8 +153,8 @@ def test_a_right_sentence() -> None:
         objects_true=3,
         objects_correct=3,
         objects_untied=0,
-        relations_stated=2,
-        relations_correct=2,
+        relations_stated=("left of", "below"),
+        relations_correct=("left of", "below"),
         sizes_stated=2,
         sizes_correct=1,
         textures_stated=1,
@@ -176,25 +180,25 @@ def test_an_object_is_colour_and_shape_together() -> None:
     """Red, blue, circle and square are all in the scene, but no blue circle is."""
     result = score("a blue circle is left of a blue square")
     assert (result.objects_predicted, result.objects_correct) == (2, 1)
-    assert (result.relations_stated, result.relations_correct) == (1, 0)
+    assert (result.relations_stated, result.relations_correct) == (("left of",), ())
 
 
 def test_an_object_named_twice_is_correct_once() -> None:
     result = score("a red circle is left of a red circle")
     assert (result.objects_predicted, result.objects_correct) == (2, 1)
-    assert (result.relations_stated, result.relations_correct) == (1, 0)
+    assert (result.relations_stated, result.relations_correct) == (("left of",), ())
 
 
 def test_what_is_said_of_an_object_named_again_is_wrong() -> None:
     """Of the same two objects a sentence could go on saying the same for ever."""
     result = score("a red circle is left of a blue square that is right of a red circle")
     assert (result.objects_predicted, result.objects_correct) == (3, 2)
-    assert (result.relations_stated, result.relations_correct) == (2, 1)
+    assert (result.relations_stated, result.relations_correct) == (("left of", "right of"), ("left of",))
 
 
 def test_a_relation_that_does_not_hold_is_wrong() -> None:
     result = score("a red circle is right of a blue square and over a red square")
-    assert (result.objects_correct, result.relations_stated, result.relations_correct) == (3, 2, 0)
+    assert (result.objects_correct, len(result.relations_stated), len(result.relations_correct)) == (3, 2, 0)
 
 
 def test_attributes_of_objects_that_are_not_there_are_not_counted() -> None:
@@ -247,7 +251,7 @@ def test_a_report_divides_sums_not_means() -> None:
     report.add(score("a big red square"))
     figures = report.as_json()
     assert json.loads(json.dumps(figures)) == figures
-    assert figures == {
+    assert {name: value for name, value in figures.items() if not name.startswith(BY_NAME)} == {
         "captions": 2,
         "object_precision": 1.0,
         "object_recall": 0.5,
@@ -260,6 +264,24 @@ def test_a_report_divides_sums_not_means() -> None:
         "pointing_nouns": 0.5,
         "pointing_words": 0.25,
     }
+
+
+def test_a_report_tells_the_relations_of_each_name() -> None:
+    report = SceneReport()
+    report.add(score("a red circle is left of a blue square and over a red square"))
+    report.add(score("a red circle is right of a blue square"))
+    report.add(score("a red circle is left of a blue square"))
+    figures = {name: value for name, value in report.as_json().items() if name.startswith(BY_NAME)}
+    assert len(figures) == 2 * len(RELATIONS)
+    assert {name: value for name, value in figures.items() if value} == {
+        "relation_share_left_of": 0.5,
+        "relation_accuracy_left_of": 1.0,
+        "relation_share_right_of": 0.25,
+        "relation_share_above": 0.25,
+    }
+    assert figures["relation_accuracy_above"] == figures["relation_accuracy_right_of"] == 0
+    assert figures["relation_share_in_front_of"] == 0
+    assert figures["relation_accuracy_in_front_of"] is None
 
 
 def test_an_empty_report_claims_nothing() -> None:
