@@ -152,7 +152,7 @@ def test_records_do_not_depend_on_the_batch(tiny_bundle: Path, tmp_path: Path, b
     paths = save_patchworks(tmp_path, 12)
     paths[3].write_bytes(b"no image")
     paths.insert(7, tmp_path / "absent.png")
-    found = records(tiny_bundle, paths, CaptionOptions(batch=batch, loaders=3))
+    found = records(tiny_bundle, paths, CaptionOptions(batch=batch, loaders=3, precision="fp32"))
     assert [one.path for one in found] == [str(path) for path in paths]
     assert [one.kind for one in found if isinstance(one, Failure)] == ["not_an_image", "missing"]
     captions = [one for one in found if isinstance(one, Record)]
