@@ -29,6 +29,7 @@ from benchmarks.comparison_results import (
 from benchmarks.comparison_runs import record
 from benchmarks.comparison_scores import changes
 from benchmarks.comparison_tally import Side, Tally
+from benchmarks.scoring import tokenised
 from engine.backends.base import BACKENDS, Backend, open_backend
 from saccade import __version__
 from saccade.bundle import CHECKPOINT, Bundle, Precision
@@ -240,7 +241,7 @@ def _scores(tally: Tally, pictures: Sequence[Picture]) -> dict[str, Change]:
     if not scored:
         return {}
     sides = [caption.reference for caption in scored], [caption.candidate for caption in scored]
-    return changes(*sides, [references[caption.image] for caption in scored])
+    return changes(*sides, [tokenised(references[caption.image]) for caption in scored])
 
 
 def _versions() -> Iterator[tuple[str, str]]:

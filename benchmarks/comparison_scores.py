@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.comparison_results import Change
 from benchmarks.scoring import read_references, tokenised
 from saccade.errors import DataError
-from training.metrics import bleu_counts, bleu_of, cider_d
+from training.metrics import Caption, bleu_counts, bleu_of, cider_d
 
 RESAMPLES = 1000
 
@@ -38,14 +38,13 @@ def references_of(path: Path) -> dict[str, list[str]]:
 
 
 def changes(
-    reference: Sequence[str], candidate: Sequence[str], references: Sequence[Sequence[str]], *, seed: int = 0
+    reference: Sequence[str], candidate: Sequence[str], references: Sequence[Sequence[Caption]], *, seed: int = 0
 ) -> dict[str, Change]:
-    """BLEU-4 and CIDEr-D of both sides, and the change; of each image its two captions and the texts that are right."""
-    known = [list(tokenised(texts)) for texts in references]
+    """BLEU-4 and CIDEr-D of both sides, and the change; of each image its two captions and those that are right."""
     sides = [tokenised(reference), tokenised(candidate)]
-    images = np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))
-    counts = [bleu_counts(side, known) for side in sides]
-    ciders = [cider_d(side, known).per_image for side in sides]
+    images = np.random.default_rng(seed).integers(0, len(references), (RESAMPLES, len(references)))
+    counts = [bleu_counts(side, references) for side in sides]
+    ciders = [cider_d(side, references).per_image for side in sides]
     return {
         "BLEU-4": _change([_bleu_4(side) for side in counts], counts, _bleu_4, images),
         "CIDEr-D": _change([float(one.mean()) for one in ciders], ciders, lambda rows: float(rows.mean()), images),

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import click
 
 from benchmarks.cli import metrics_option, score_table
-from benchmarks.evaluation import Model, caption_split, coco_results, open_model, split_scores
+from benchmarks.evaluation import Model, caption_split, coco_results, compared, open_model, split_scores
+from benchmarks.scoring import read_coco_results
 from engine.backends.base import BACKENDS
 from saccade import __version__
 from saccade.bundle import Precision
@@ -69,6 +70,11 @@ from training.java_metrics import open_metrics
     type=click.Path(dir_okay=False, path_type=Path),
     help="X.json writes COCO results X.beam3.json for beam 3 and so on, and X.scores.json.",
 )
+@click.option(
+    "--against",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="X.json: also tell how captions and CIDEr-D differ from those that --out X.json wrote.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
     models: tuple[Path, ...],
@@ -82,6 +88,7 @@ def evaluate(
     metrics: tuple[str, ...],
     limit: int | None,
     out: Path | None,
+    against: Path | None,
     quiet: bool,
 ) -> None:
     """Caption a split with MODEL and score the captions: a column of scores for each beam.
@@ -92,6 +99,8 @@ def evaluate(
     rule; for coco-caption's, give the results to `saccade score`.
     """
     config, reporter = load_config(data), Reporter(quiet=quiet)
+    beams = tuple(dict.fromkeys(beams))
+    earlier = {beam: read_coco_results(_path(against, f"beam{beam}")) for beam in beams} if against else {}
     report: dict[int, dict[str, float]] = {}
     with open_metrics(metrics) as measured, open_model(*models, backend=backend, precision=precision) as opened:
         own = opened.search_options
@@ -101,20 +110,26 @@ def evaluate(
             images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)
         if images is None:
             raise DataError(f"{data} has no {split} split: choose another --split")
-        for beam in dict.fromkeys(beams):
+        for beam in beams:
             with reporter.task(f"beam {beam}", len(images), unit="images") as progress:
                 found = caption_split(opened, images, beam, progress=progress)
             if out:
                 _write(out, f"beam{beam}", coco_results(images.ids, found.captions))
             report[beam] = split_scores(opened, images, found, measured) | {"seconds": found.seconds}
+            if against:
+                report[beam] |= compared(found, earlier[beam], images)
         if out:
             about = {"data": str(data), "split": split, "images": len(images)}
             _write(out, "scores", _description(opened, metrics) | about | {"beams": report})
     click.echo(score_table({f"beam {beam}": scores for beam, scores in report.items()}))
 
 
+def _path(out: Path, what: str) -> Path:
+    return out.with_name(f"{out.stem}.{what}.json")
+
+
 def _write(out: Path, what: str, value: Any) -> None:
-    path = out.with_name(f"{out.stem}.{what}.json")
+    path = _path(out, what)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)

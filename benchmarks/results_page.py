@@ -1,12 +1,13 @@
-"""docs/results.md, what trained models reach, and docs/benchmarks.md, how fast all is, with the tables of result files.
+"""Tables of docs/results.md, docs/benchmarks.md and docs/backends.md: what models reach, and how fast all is.
 
-The tables stand between pairs of markers, and only they are written; the text around them is a person's. A table is
-of a folder or of a file, relative to the page; one that is not there yet is called not measured:
+They are made of result files and stand between pairs of markers; only they are written, the text around them is a
+person's. A table is of a folder or of a file, relative to the page; one that is not there yet is called not measured:
 
     <!-- scores FOLDER -->        caption metrics on Flickr8k, a row for each model and beam, and those of the paper
     <!-- scenes FOLDER -->        what captions of generated scenes say and where they look
     <!-- captions FOLDER -->      some of the captions themselves, from X.beam3.json beside X.scores.json
     <!-- variants FOLDER -->      what other configurations of one recipe reach, named by how they differ from base
+    <!-- precisions FOLDER -->    what each backend and precision scores, beside what `--against` compared with
     <!-- speed FILE -->           the ratios of `python -m benchmarks.training`, from its last line
     <!-- peers FILE -->           the last line of `python -m benchmarks.peers`
     <!-- throughput FILE -->      that of `python -m benchmarks.throughput`
@@ -28,7 +29,7 @@ import click
 from benchmarks import speed_tables, trained_tables
 from saccade.errors import DataError
 
-PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("results.md", "benchmarks.md"))
+PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("results.md", "benchmarks.md", "backends.md"))
 
 _MARKED = re.compile(r"(<!-- (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _UNMEASURED = "Not measured yet."
@@ -59,7 +60,7 @@ def renewed(page: str, folder: Path) -> str:
 
 @click.command()
 def main() -> None:
-    """Renew the tables of docs/results.md and docs/benchmarks.md."""
+    """Renew the tables of docs/results.md, docs/benchmarks.md and docs/backends.md."""
     for page in PAGES:
         page.write_text(renewed(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
 

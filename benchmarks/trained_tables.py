@@ -92,11 +92,22 @@ def _variants(folder: Path) -> str:
     return markdown_table(columns, rows)
 
 
+def _precisions(folder: Path) -> str:
+    columns = ("what runs", "beam", "BLEU-4", "CIDEr-D", "change of CIDEr-D", "same captions")
+    rows = []
+    for _, report in _reports(folder):
+        for beam, scores in report["beams"].items():
+            values = (_number(scores["BLEU-4"], percent=True), _number(scores["CIDEr-D"]))
+            rows.append((report["runs_on"], beam, *values, *_difference(scores)))
+    return markdown_table(columns, rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "scores": _scores,
     "scenes": _scenes,
     "captions": _captions,
     "variants": _variants,
+    "precisions": _precisions,
 }
 
 
@@ -135,6 +146,15 @@ def _training(report: Report) -> tuple[str, str]:
     """The epoch that was kept, and the minutes that training took until its end; of every model of an ensemble."""
     epochs = " + ".join(str(trained["epoch"]) for trained in report["trained"])
     return epochs, " + ".join(f"{trained['training_seconds'] / 60:.0f}" for trained in report["trained"])
+
+
+def _difference(scores: Mapping[str, float]) -> tuple[str, str]:
+    """In percent, of what `--against` compared with; nothing for what others were compared with."""
+    if "same_captions" not in scores:
+        return "", ""
+    before = scores["CIDEr-D"] - scores["CIDEr-D_change"]
+    change, low, high = (100 * scores[f"CIDEr-D_change{end}"] / before for end in ("", "_low", "_high"))
+    return f"{change:+.2f}% ({low:+.2f} to {high:+.2f})", f"{scores['same_captions']:.1%}"
 
 
 def _bleu(scores: Mapping[str, float], variant: str = "") -> str:

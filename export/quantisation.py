@@ -3,6 +3,7 @@
 Symmetric throughout, zero points 0, so that TensorRT takes the same file; weights by output channel; biases stay float.
 What a convolution reads is quantised, what it writes is not: activations and residual sums are then fused with it.
 The linear layers behind the trunk (keys, initial state) stay floats as well: they are a hundredth of the arithmetic.
+So do convolutions that read a concatenation: OpenVINO moves quantisation to before it, and gets a constant part wrong.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod
             _Reader(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
+            nodes_to_exclude=_behind_concatenations(model),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -95,6 +97,12 @@ def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod
             },
         )
         return onnx.load(destination)
+
+
+def _behind_concatenations(model: ModelProto) -> list[str]:
+    """Names of the convolutions that read one."""
+    joined = {node.output[0] for node in model.graph.node if node.op_type == "Concat"}
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in joined]
 
 
 @contextmanager

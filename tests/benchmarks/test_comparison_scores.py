@@ -32,8 +32,8 @@ def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
 
 
 def test_the_change_is_that_of_both_sides_and_its_interval_holds_it() -> None:
-    found = changes(GOOD * 10, BAD * 10, RIGHT * 10)
     known = [tokenised(texts) for texts in RIGHT * 10]
+    found = changes(GOOD * 10, BAD * 10, known)
     sides = [tokenised(GOOD * 10), tokenised(BAD * 10)]
     scores = {
         "BLEU-4": [bleu(side, known)[3] for side in sides],
@@ -47,7 +47,7 @@ def test_the_change_is_that_of_both_sides_and_its_interval_holds_it() -> None:
 
 
 def test_the_same_captions_change_nothing_whichever_images_are_drawn() -> None:
-    for one in changes(GOOD, GOOD, RIGHT).values():
+    for one in changes(GOOD, GOOD, [tokenised(texts) for texts in RIGHT]).values():
         assert (one.change, one.low, one.high) == (0, 0, 0)
 
 
@@ -57,7 +57,8 @@ def test_the_interval_is_paired_over_images() -> None:
     words = [f"w{number}" for number in range(200)]
     right = [[" ".join(random.choice(words, 8))] for _ in range(60)]
     good = [texts[0] for texts in right]
-    found = changes(good, [" ".join(text.split()[:-1]) for text in good], right)["CIDEr-D"]
+    shorter = [" ".join(text.split()[:-1]) for text in good]
+    found = changes(good, shorter, [tokenised(texts) for texts in right])["CIDEr-D"]
     assert found.high - found.low < 0.2 * -found.change
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.evaluation import caption_split, coco_results, open_model, split_scores
 from benchmarks.scoring import score_results
+from saccade.bundle import Precision
 from saccade.errors import CheckpointError, ConfigError
 from saccade.glimpses import DecodeMode
 from saccade.preprocessing import PreprocessSpec
@@ -76,7 +77,8 @@ def test_a_checkpoint_and_its_bundle_say_and_score_the_same(
     for beam in (1, 4):
         outcomes = []
         for path in (tiny_checkpoint, tiny_bundle):
-            with open_model(path) as model:
+            precision: Precision | None = "fp32" if path == tiny_bundle else None
+            with open_model(path, precision=precision) as model:
                 assert (model.name, model.grid, model.search_options.max_length) == (str(path), (4, 4), MAX_LENGTH)
                 found = caption_split(model, photos, beam)
                 outcomes.append((found.captions, split_scores(model, photos, found, {})))
@@ -174,6 +176,32 @@ def test_the_command_writes_what_saccade_score_scores_the_same(
         assert f"{scores['CIDEr-D']:.4f}" in next(line for line in outcome.out.splitlines() if "CIDEr-D" in line)
 
 
+def test_the_command_tells_how_captions_differ_from_those_of_before(
+    tiny_checkpoint: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(*options: Any) -> Any:
+        out = tmp_path / "results.json"
+        outcome = call(
+            capsys, "evaluate", tiny_checkpoint, "--data", config, "--split", "test", "--quiet", "--out", out, *options
+        )
+        return outcome.error if outcome.code else json.loads((tmp_path / "results.scores.json").read_text())["beams"]
+
+    assert "same_captions" not in evaluate("--beam", "1", "--beam", "3")["3"]
+    before = tmp_path / "before.json"
+    for beam, changed in (("1", 2), ("3", 0)):
+        said = json.loads((tmp_path / f"results.beam{beam}.json").read_text())
+        for one in said[:changed]:
+            one["caption"] = "a red dog"
+        before.with_name(f"before.beam{beam}.json").write_text(json.dumps(said))
+    beams = evaluate("--beam", "1", "--beam", "3", "--against", before)
+    assert beams["1"]["same_captions"] == pytest.approx(4 / 6)
+    assert beams["1"]["CIDEr-D_change_low"] <= beams["1"]["CIDEr-D_change"] <= beams["1"]["CIDEr-D_change_high"]
+    names = ("same_captions", "CIDEr-D_change", "CIDEr-D_change_low", "CIDEr-D_change_high")
+    assert [beams["3"][name] for name in names] == [1, 0, 0, 0]
+    assert "before.beam2.json: expected a COCO results file" in evaluate("--beam", "2", "--against", before)
+    assert "captions of 6 images to compare with" in evaluate("--limit", "2", "--against", before)
+
+
 def test_the_command_looks_where_it_is_told(
     hard_checkpoint: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +277,7 @@ def test_captions_are_kept_when_a_metric_fails(
             metrics=("meteor",),
             limit=None,
             out=out,
+            against=None,
             quiet=True,
         )
     assert len(json.loads((tmp_path / "x.beam1.json").read_text())) == 7

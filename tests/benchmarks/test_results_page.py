@@ -92,6 +92,28 @@ def test_variants_are_named_by_how_they_differ_from_the_base(tmp_path: Path) -> 
     assert other[0] == "decoder.dropout was 0.0, is 0.3"
 
 
+def test_precisions_stand_beside_what_they_were_compared_with(tmp_path: Path) -> None:
+    for name, scores in (
+        ("1", {"CIDEr-D": 0.5}),
+        (
+            "2",
+            {
+                "CIDEr-D": 0.49,
+                "CIDEr-D_change": -0.01,
+                "CIDEr-D_change_low": -0.02,
+                "CIDEr-D_change_high": 0.0025,
+                "same_captions": 0.75,
+            },
+        ),
+    ):
+        path = tmp_path / f"some/{name}.scores.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"runs_on": f"runtime {name}", "beams": {"3": scores | {"BLEU-4": 0.25}}}))
+    _, first, second = rows(renewed("<!-- precisions some -->\n<!-- end -->", tmp_path))
+    assert first == ["runtime 1", "3", "25.0", "0.500", "", ""]
+    assert second == ["runtime 2", "3", "25.0", "0.490", "-2.00% (-4.00 to +0.50)", "75.0%"]
+
+
 def test_what_has_no_file_yet_is_called_not_measured(tmp_path: Path) -> None:
     page = renewed("<!-- speed speed.json -->\n<!-- end -->", tmp_path)
     assert page == "<!-- speed speed.json -->\nNot measured yet.\n<!-- end -->"

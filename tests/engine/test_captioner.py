@@ -180,7 +180,7 @@ def test_a_record_says_the_same_in_tokens_words_and_caption(tiny_bundle: Path, t
 
 def test_alternatives_are_the_other_hypotheses_best_first(tiny_bundle: Path, tmp_path: Path) -> None:
     paths = save_patchworks(tmp_path, 12)
-    options = CaptionOptions(search=search_options(beam=5, n_best=4))
+    options = CaptionOptions(search=search_options(beam=5, n_best=4), precision="fp32")
     found, expected = records(tiny_bundle, paths, options), hypotheses(tiny_bundle, beam=5, n_best=4)
     for one, image in zip(found, expected, strict=True):
         assert isinstance(one, Record)

@@ -37,8 +37,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Root may read every folder, so a refusal has to be made."""
     scandir = os.scandir
 
-    def refuse_one(path: str) -> object:
-        if Path(path).name == name:
+    def refuse_one(path: str | int) -> object:
+        if not isinstance(path, int) and Path(path).name == name:
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
