@@ -49,7 +49,9 @@ from training.config import TrainingConfig, load_config
 from training.data import Split, batches
 from training.environment import environment
 from training.features import cached_annotations
+from training.hard_attention import Baseline
 from training.model import Captioner, DecoderOptions, build_captioner
+from training.objectives import Likelihood
 from training.optimisation import Optimisation
 from training.trainer import Trainer
 
@@ -181,6 +183,7 @@ def _ours(captioner: Captioner, config: TrainingConfig, split: Split, vocabulary
     captioner = deepcopy(captioner)
     captioner.encoder.to(memory_format=torch.channels_last)  # as the trainer does
     trainer = Trainer(config, Path(), device=torch.device("cpu"), reporter=Reporter(quiet=True))
+    objective = Likelihood(config, baseline=Baseline())
     optimisation = Optimisation(captioner, options, batches=len(split) // options.batch_images)
     epoch = batches(
         split,
@@ -190,7 +193,7 @@ def _ours(captioner: Captioner, config: TrainingConfig, split: Split, vocabulary
         captions_per_image=options.captions_per_image,
     )
     for batch in epoch:
-        trainer.train_step(captioner, optimisation, batch)
+        trainer.train_step(captioner, optimisation, objective, batch)
         yield int(batch.mask.any(dim=2).sum())
 
 

@@ -106,7 +106,7 @@ class SelfCritical:
         self._metric = CiderD(ended, unknown=vocabulary.words[vocabulary.unk])
 
     def losses(self, decoder: Decoder, annotations: Annotations, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the mean reward of captions drawn now, and the loss whose gradient is minus the estimate of dJ.
+        """The mean reward of captions drawn now, and the loss whose gradient is minus the estimate of dJ.
 
         indices : int64 (B,), the images' places in the references
         Of several processes each gets its part of both means: the parts add up.
@@ -129,7 +129,7 @@ class SelfCritical:
                 baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
             log_probs = self._log_probs(decoder, annotations, words)
         captions = total(rewards.new_tensor(rewards.numel()))
-        return -rewards.sum() / captions, -((rewards - baseline) * log_probs).sum() / captions
+        return rewards.sum() / captions, -((rewards - baseline) * log_probs).sum() / captions
 
     def _rewards(self, words: Tensor, indices: Tensor) -> Tensor:
         """(B, K), of words (B, K, T)."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from saccade.errors import CheckpointError, ConfigError, DivergenceError
 from saccade.files import write_json
@@ -35,19 +34,18 @@ from training.checkpoint import (
 )
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
-from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data, repeated
+from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data
 from training.distribution import from_main, is_main, main_first, number, processes, share, total
 from training.environment import environment
 from training.evaluation import attention_stays, evaluate
 from training.features import cached_annotations
-from training.hard_attention import Baseline, draw_choices, variational_loss
-from training.losses import at_least_float32, doubly_stochastic_penalty, per_word
+from training.hard_attention import Baseline
 from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
+from training.objectives import Likelihood, Objective, Rewards
 from training.optimisation import Optimisation, OptimisationOptions, below
 from training.precision import arithmetic
 from training.run_folder import RunFolder
-from training.sampling import as_it_captions, with_own_words
 from training.scene_data import SceneData
 from training.self_critical import SelfCritical, SelfCriticalOptions
 
@@ -80,6 +78,21 @@ class TrainerState:
             self.best_epoch, self.best_score = self.epoch, score
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Phase:
+    """Epochs with one objective, by likelihood or by rewards, and what they need.
+
+    beside : what is trained with the captioner
+    """
+
+    objective: Objective
+    options: OptimisationOptions
+    train: Split
+    validation: Split
+    augmentation: Augmentation | None = None
+    beside: Concepts | None = None
+
+
 class Trainer:
     """One training run in one folder (`RunFolder`).
 
@@ -94,10 +107,7 @@ class Trainer:
         self._environment = environment(device)  # of the code that runs, whatever is committed meanwhile
         self._state = TrainerState()
         self._concepts: Concepts | None = None
-        self._self_critical: SelfCritical | None = None
-        self._augmentation = (
-            Augmentation(config.augmentation, size=config.preprocessing.size) if config.augmentation else None
-        )
+        self._rewarding = False
 
     def run(self, *, overwrite: bool = False) -> dict[str, float]:
         """Train to the end, anew or from the last finished epoch, and score the best epoch on the test split.
@@ -126,15 +136,27 @@ class Trainer:
             cache = Path(self.config.cache)
             train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
         if self.config.optimisation.epochs and not self._state.rewarded:
-            beside = self._concepts if self.config.concepts.weight else None
-            self._train_epochs(captioner, vocabulary, train, validation, self.config.optimisation, beside, resumed)
+            self._train_epochs(captioner, vocabulary, self._by_likelihood(train, validation), resumed)
         if rewards := self.config.self_critical:
             resumed = resumed if self._state.rewarded else None
-            self._by_rewards(rewards, captioner, vocabulary, train, validation, resumed)
+            self._train_by_rewards(rewards, captioner, vocabulary, train, validation, resumed)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
         return from_main(lambda: self._score_best(test, self._search_options(), grid) if test else self._best_scores())
 
-    def _by_rewards(
+    def _by_likelihood(self, train: Split, validation: Split) -> _Phase:
+        config = self.config
+        return _Phase(
+            objective=Likelihood(config, baseline=self._state.baseline, concepts=self._concepts),
+            options=config.optimisation,
+            train=train,
+            validation=validation,
+            augmentation=Augmentation(config.augmentation, size=config.preprocessing.size)
+            if config.augmentation
+            else None,
+            beside=self._concepts if config.concepts.weight else None,
+        )
+
+    def _train_by_rewards(
         self,
         options: SelfCriticalOptions,
         captioner: Captioner,
@@ -147,12 +169,13 @@ class Trainer:
         if self._state.best_epoch and not resumed:
             with main_first():  # who has written them
                 load_weights(captioner, self._folder.checkpoint(self._state.best_epoch))
-        self._self_critical = SelfCritical(
-            options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
-        )
         captioner.encoder.requires_grad_(False)
+        self._rewarding = True
         cache = self._folder.annotations
         if self._has_epochs_left(options.epochs):
+            self_critical = SelfCritical(
+                options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
+            )
             if not self.config.encoder.frozen:
                 began = time.monotonic()
                 train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
@@ -163,23 +186,21 @@ class Trainer:
                 learning_rate=options.learning_rate,
                 captions_per_image=1,  # references are only compared with
             )
-            self._train_epochs(captioner, vocabulary, train, validation, optimisation, None, resumed)
+            phase = _Phase(objective=Rewards(self_critical), options=optimisation, train=train, validation=validation)
+            self._train_epochs(captioner, vocabulary, phase, resumed)
         if not self.config.encoder.frozen:
             from_main(lambda: shutil.rmtree(cache, ignore_errors=True))  # nobody reads it any more
 
     def _train_epochs(
-        self,
-        captioner: Captioner,
-        vocabulary: Vocabulary,
-        train: Split,
-        validation: Split,
-        options: OptimisationOptions,
-        beside: Concepts | None,
-        resumed: _Saved | None,
+        self, captioner: Captioner, vocabulary: Vocabulary, phase: _Phase, resumed: _Saved | None
     ) -> None:
         """Train, validate and keep, until the last epoch or the end of patience."""
+        options = phase.options
         optimisation = Optimisation(
-            captioner, options, batches=options.epochs * batch_count(train, options.batch_images), beside=beside
+            captioner,
+            options,
+            batches=options.epochs * batch_count(phase.train, options.batch_images),
+            beside=phase.beside,
         )
         if resumed:
             optimisation.restore(*resumed)
@@ -189,11 +210,11 @@ class Trainer:
         while self._has_epochs_left(options.epochs):
             began = time.monotonic()
             state.epoch += 1
-            state.rewarded += self._self_critical is not None
-            self._train_epoch(captioner, optimisation, vocabulary, train, metrics, options)
+            state.rewarded += self._rewarding
+            self._train_epoch(captioner, optimisation, vocabulary, phase, metrics)
             with optimisation.averaged_weights():
                 scores = from_main(
-                    lambda: evaluate(captioner, vocabulary, validation, self._search_options(), grid=grid).scores
+                    lambda: evaluate(captioner, vocabulary, phase.validation, self._search_options(), grid=grid).scores
                 )
                 score = scores.get(metric, 0.0)  # of relations there is none where none was stated
                 optimisation.after_epoch(score)
@@ -211,7 +232,7 @@ class Trainer:
 
     def _epoch_of_phase(self) -> int:
         """How many epochs by likelihood, or by rewards, are done."""
-        return self._state.rewarded if self._self_critical else self._state.epoch
+        return self._state.rewarded if self._rewarding else self._state.epoch
 
     def _search_options(self) -> SearchOptions:
         validation = self.config.validation
@@ -295,76 +316,45 @@ class Trainer:
         captioner: Captioner,
         optimisation: Optimisation,
         vocabulary: Vocabulary,
-        train: Split,
+        phase: _Phase,
         metrics: MetricsLog,
-        options: OptimisationOptions,
     ) -> None:
-        torch.manual_seed(_noise_seed(options.seed, self._state.epoch))
+        options, state = phase.options, self._state
+        torch.manual_seed(_noise_seed(options.seed, state.epoch))
         epoch = batches(
-            train,
+            phase.train,
             vocabulary,
-            np.random.default_rng((options.seed, self._state.epoch)),
+            np.random.default_rng((options.seed, state.epoch)),
             images=options.batch_images,
             captions_per_image=options.captions_per_image,
             share=share(),
         )
-        with self._reporter.task(f"epoch {self._state.epoch}", len(train), unit="images") as progress:
-            done = 0
+        total_images, done, tells = len(phase.train), 0, phase.objective.tells
+        with self._reporter.task(f"epoch {state.epoch}", total_images, unit="images") as progress:
             for batch in epoch:
                 rate = optimisation.rate
-                loss = self.train_step(captioner, optimisation, batch)
-                done = min(done + options.batch_images, len(train))
-                if self._state.step % 20 == 0:
-                    metrics.write(self._state.step, {"train/loss": loss, "train/learning_rate": rate})
-                progress(done, loss=loss)
+                if phase.augmentation is not None:
+                    batch = batch._replace(images=phase.augmentation(batch.images))
+                told = self.train_step(captioner, optimisation, phase.objective, batch)
+                done = min(done + options.batch_images, total_images)
+                if state.step % 20 == 0:
+                    metrics.write(state.step, {f"train/{tells}": told, "train/learning_rate": rate})
+                progress(done, **{tells: told})  # type: ignore[arg-type]  # which is not `total`
 
-    def train_step(self, captioner: Captioner, optimisation: Optimisation, batch: Batch) -> float:
-        """Train on one batch; returns its negative log-likelihood per word or mean reward. Raises DivergenceError."""
-        if self._augmentation is not None and self._self_critical is None:  # rewards have annotations for images
-            batch = batch._replace(images=self._augmentation(batch.images))
+    def train_step(self, captioner: Captioner, optimisation: Optimisation, objective: Objective, batch: Batch) -> float:
+        """Train on one batch; returns what `Losses.told` is of all processes. Raises DivergenceError."""
         batch = Batch(*(part.to(self.device) for part in batch))
-        with arithmetic(self.config.optimisation.precision, self.device):
-            likelihood, loss = self._losses(captioner, batch)
-        if not torch.isfinite(loss):
+        options = self.config.optimisation
+        with arithmetic(options.precision, self.device):
+            losses = objective.losses(captioner, batch, done=self._state.epoch / max(options.epochs, 1))
+        if not torch.isfinite(losses.minimised):
             raise DivergenceError(
-                f"the loss became {loss.item()} at step {self._state.step + 1}: "
+                f"the loss became {losses.minimised.item()} at step {self._state.step + 1}: "
                 "lower learning_rate or gradient_clip, or use float32"
             )
-        optimisation.step(loss)
+        optimisation.step(losses.minimised)
         self._state.step += 1
-        return float(total(likelihood.detach()))
-
-    def _losses(self, captioner: Captioner, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood per word, and what is minimised; those of several processes add up."""
-        options, decoder = self.config.optimisation, captioner.decoder
-        if self._self_critical is not None:
-            with as_it_captions(decoder):
-                annotations = captioner.annotate(batch.images)
-            return self._self_critical.losses(decoder, annotations, batch.indices)
-        annotations = captioner.annotate(batch.images)
-        if options.scheduled_sampling:
-            own = options.scheduled_sampling * self._state.epoch / options.epochs
-            batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, own))
-        if self.config.decoder.attention == "hard":
-            hard, places = self.config.hard, annotations.values.shape[1]
-            batch = repeated(batch, hard.samples)
-            images, rows, steps = batch.tokens.shape
-            choices = draw_choices(images, rows, steps, places, hard, self.device)
-            forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations, choices)
-            likelihood, loss = variational_loss(forced, batch.targets, batch.mask, choices, self._state.baseline, hard)
-        else:
-            forced = decoder.teacher_forced(batch.tokens, batch.mask, annotations)
-            logits = at_least_float32(forced.logits)
-            likelihood = per_word(F.cross_entropy(logits, batch.targets, reduction="sum"), batch.mask)
-            loss = likelihood
-            if smoothing := options.label_smoothing:
-                smooth = F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
-                loss = per_word(smooth, batch.mask)
-        if self._concepts is not None and self.config.concepts.weight:
-            loss = loss + self.config.concepts.weight * self._concepts.loss(annotations.values, batch.indices)
-        if options.doubly_stochastic:
-            loss = loss + options.doubly_stochastic * doubly_stochastic_penalty(forced.alphas, batch.mask)
-        return likelihood, loss
+        return float(total(losses.told.detach()))
 
     def _is_out_of_patience(self) -> bool:
         """Whether the best epoch is long ago; rewards have their own patience."""

@@ -25,7 +25,9 @@ from tests.toys import toy_vocabulary
 from training.config import TrainingConfig, load_config
 from training.data import Split, batches
 from training.encoders import EncoderOptions
+from training.hard_attention import Baseline
 from training.model import Captioner
+from training.objectives import Likelihood
 from training.optimisation import Optimisation
 from training.trainer import Trainer
 
@@ -98,7 +100,8 @@ def test_the_tutorial_loop_has_our_trainers_loss_and_gradients(
     tutorial = TutorialLoop(ours, options)
     (batch,) = batches(split, vocabulary, np.random.default_rng(0), images=4, captions_per_image=3)
     trainer = Trainer(config, Path(), device=torch.device("cpu"), reporter=Reporter(quiet=True))
-    likelihood = trainer.train_step(ours, Optimisation(ours, options, batches=1), batch)
+    objective = Likelihood(config, baseline=Baseline())
+    likelihood = trainer.train_step(ours, Optimisation(ours, options, batches=1), objective, batch)
     (captions,) = caption_batches(split, vocabulary, np.random.default_rng(1), captions=12)
     loss = tutorial.step(captions)
     if not (smoothing or penalty):

@@ -169,11 +169,11 @@ def test_the_mean_reward_rises() -> None:
     optimiser = torch.optim.Adam(decoder.parameters(), lr=0.01)
     rewards = []
     for _ in range(150):
-        negative_reward, loss = trained.losses(decoder, decoder.annotate(values), torch.arange(4))
+        reward, loss = trained.losses(decoder, decoder.annotate(values), torch.arange(4))
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
-        rewards.append(-float(negative_reward))
+        rewards.append(float(reward))
     assert np.mean(rewards[-10:]) > 5 > 1 > np.mean(rewards[:10])
 
 

@@ -133,7 +133,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = torch.tensor(float("nan"))
-    monkeypatch.setattr("training.trainer.F.cross_entropy", lambda *_, **__: nan)
+    monkeypatch.setattr("training.objectives.F.cross_entropy", lambda *_, **__: nan)
     with pytest.raises(DivergenceError, match="became nan at step 1"):
         train(tmp_path / "run")
 
@@ -268,7 +268,7 @@ def test_the_decoder_is_fed_more_words_of_its_own_from_epoch_to_epoch(
         shares.append(arguments[-1])
         return with_own_words(*arguments)
 
-    monkeypatch.setattr("training.trainer.with_own_words", recorded)
+    monkeypatch.setattr("training.objectives.with_own_words", recorded)
     train(tmp_path / "run", replace(CONFIG, optimisation=replace(CONFIG.optimisation, scheduled_sampling=0.5)))
     assert shares == [0.25] * 3 + [0.5] * 3
     train(tmp_path / "without")
