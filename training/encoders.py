@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,9 +67,11 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Annotations (B, L, D) of normalised images (B, 3, S, S)."""
         features: Tensor = self.trunk(images)
-        if self.options.grid:
-            features = F.adaptive_avg_pool2d(features, self.options.grid)
-        return features.flatten(2).transpose(1, 2)
+        values = features.flatten(2).transpose(1, 2)
+        if not self.options.grid:
+            return values
+        pooling = torch.from_numpy(pooling_weights(features.shape[2], features.shape[3], self.options.grid))
+        return pooling.to(values) @ values
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of the grid for images of `size` pixels a side."""
@@ -79,6 +83,22 @@ class Encoder(nn.Module):
             rows, columns = self.trunk.eval()(weights.new_zeros(1, 3, size, size)).shape[-2:]
         self.trunk.train(was_training)
         return rows, columns
+
+
+def pooling_weights(rows: int, columns: int, grid: int) -> NDArray[np.float32]:
+    """Adaptive average pooling as a linear map, float32 (grid * grid, rows * columns).
+
+    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels.
+    """
+
+    def along(size: int) -> NDArray[np.float32]:
+        weights = np.zeros((grid, size), np.float32)
+        for cell in range(grid):
+            begin, end = cell * size // grid, -(-(cell + 1) * size // grid)
+            weights[cell, begin:end] = 1 / (end - begin)
+        return weights
+
+    return np.kron(along(rows), along(columns))
 
 
 def encoder_names() -> tuple[str, ...]:

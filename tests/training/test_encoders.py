@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from saccade.errors import CheckpointError, ConfigError
-from training.encoders import Encoder, EncoderOptions, encoder_names
+from training.encoders import Encoder, EncoderOptions, encoder_names, pooling_weights
 
 
 @pytest.mark.parametrize("name", encoder_names())
@@ -20,6 +21,13 @@ def test_every_encoder_gives_the_grid_and_width_it_promises(name: str) -> None:
         encoder = Encoder(EncoderOptions(name=name)).eval()
         annotations = encoder(torch.empty(2, 3, 64, 64))
     assert annotations.shape == (2, (64 // stride) ** 2, encoder.width)
+
+
+@pytest.mark.parametrize(("rows", "columns", "grid"), [(8, 8, 14), (7, 5, 3), (4, 9, 4), (6, 6, 1), (1, 2, 5)])
+def test_pooling_is_pytorchs_as_a_matrix(rows: int, columns: int, grid: int) -> None:
+    features = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(0))
+    found = torch.from_numpy(pooling_weights(rows, columns, grid)) @ features.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2))
 
 
 def test_pooling_gives_the_grid_asked_for() -> None:
