@@ -11,15 +11,19 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset11 as ops
+from openvino.preprocess import PrePostProcessor
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run, TakesArrays
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import cache_directory
 from saccade.machine import saturates_int8
-from saccade.rounding import rounded
+from saccade.rounding import bfloat16_bits, from_bfloat16_bits, rounded
 
 _DEVICE = "CPU"
+
+_HALVED = frozenset({"annotations", "keys"})
+"""What lies in memory in bfloat16 where the arithmetic is: every step reads it, and would round it again."""
 
 
 def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -> BufferedBackend:
@@ -98,6 +102,18 @@ def round_weights(model: openvino.Model) -> None:
             source.output(0).replace(ops.constant(np.ascontiguousarray(found)).output(0))
 
 
+def halve(model: openvino.Model) -> openvino.Model:
+    """The model with inputs and outputs of `_HALVED` in bfloat16."""
+    ports = PrePostProcessor(model)
+    for given in model.inputs:
+        if name := _HALVED & given.names:
+            ports.input(*name).tensor().set_element_type(openvino.Type.bf16)
+    for found in model.outputs:
+        if name := _HALVED & found.names:
+            ports.output(*name).tensor().set_element_type(openvino.Type.bf16)
+    return ports.build()
+
+
 class _Graph(TakesArrays):
     """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster."""
 
@@ -106,11 +122,14 @@ class _Graph(TakesArrays):
     ) -> None:
         self.spec = bundle.graph(name, "int8" if precision == "int8" else "fp32")
         self._core, self._settings = core, settings
+        self._is_bfloat16 = settings["INFERENCE_PRECISION_HINT"] == "bf16"
         self._path = bundle.path / self.spec.file
         self._compiled: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the host."""
+        if self._is_bfloat16 and tensor.name in _HALVED:
+            return _Bfloat16Buffer(shape)
         return _Buffer(np.zeros(shape, tensor.dtype))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
@@ -134,8 +153,9 @@ class _Graph(TakesArrays):
     @cached_property
     def _read(self) -> openvino.Model:
         model = read_graph(self._core, self._path)
-        if self._settings["INFERENCE_PRECISION_HINT"] == "bf16":
+        if self._is_bfloat16:
             round_weights(model)
+            return halve(model)
         return model
 
 
@@ -153,3 +173,19 @@ class _Buffer:
     def read(self) -> NDArray[Any]:
         """A copy of the array."""
         return self.array.copy()
+
+
+class _Bfloat16Buffer(_Buffer):
+    """Bits in an array of 16-bit integers, since NumPy has no such numbers."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.array = np.zeros(shape, np.uint16)
+        self.tensor = openvino.Tensor(self.array, openvino.Shape(shape), openvino.Type.bf16)  # shares its memory
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Round into the array."""
+        self.array[...] = bfloat16_bits(values)
+
+    def read(self) -> NDArray[np.float32]:
+        """The numbers as float32."""
+        return from_bfloat16_bits(self.array)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset11 as ops
 
-from engine.backends.ovino import read_graph, round_weights
+from engine.backends.ovino import _Bfloat16Buffer, halve, read_graph, round_weights
 from saccade.rounding import bfloat16_bits, from_bfloat16_bits
 
 WEIGHT = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
@@ -68,3 +68,30 @@ def test_a_graph_with_rounded_weights_computes_nearly_the_same(tiny_bundle: Path
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     expected, found = (core.compile_model(one, "CPU", hint)({"pixels": pixels})["annotations"] for one in (plain, low))
     assert 0 < np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_annotations_and_keys_alone_lie_in_bfloat16(tiny_bundle: Path) -> None:
+    core = openvino.Core()
+    encoder, step = (halve(read_graph(core, tiny_bundle / f"{name}.onnx")) for name in ("encoder", "step"))
+    for ports in (encoder.outputs, step.inputs):
+        assert bfloat16(ports) == {"annotations", "keys"}
+    for ports in (encoder.inputs, step.outputs):
+        assert not bfloat16(ports)
+
+
+def bfloat16(ports: list[openvino.Output]) -> set[str]:
+    return {name for port in ports if port.get_element_type() == openvino.Type.bf16 for name in port.names}
+
+
+def test_a_buffer_of_bfloat16_is_what_a_graph_reads_and_writes() -> None:
+    given = ops.parameter([2, 48], openvino.Type.bf16)
+    doubled = ops.convert(ops.multiply(ops.convert(given, np.float32), ops.constant(np.float32(2))), "bf16")
+    request = openvino.Core().compile_model(openvino.Model([doubled], [given]), "CPU").create_infer_request()
+    here, there = _Bfloat16Buffer((2, 48)), _Bfloat16Buffer((2, 48))
+    request.set_input_tensor(here.tensor)
+    request.set_output_tensor(there.tensor)
+    for values in (WEIGHT[:2], WEIGHT[2:3]):  # the second is broadcast
+        here.write(values)
+        np.testing.assert_array_equal(here.read(), np.broadcast_to(nearest(values), (2, 48)))
+        request.infer()
+        np.testing.assert_array_equal(there.read(), 2 * here.read())
