@@ -110,6 +110,8 @@ def evaluate(
             images = load_split(open_data(config.data), split, opened.preprocessing, limit=limit, progress=progress)
         if images is None:
             raise DataError(f"{data} has no {split} split: choose another --split")
+        if any(said.keys() != set(images.ids) for said in earlier.values()):
+            raise DataError(f"{against} is of other images: compare runs over one split, with one --limit")
         for beam in beams:
             with reporter.task(f"beam {beam}", len(images), unit="images") as progress:
                 found = caption_split(opened, images, beam, progress=progress)

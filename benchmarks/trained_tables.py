@@ -1,4 +1,4 @@
-"""Tables of docs/results.md: what trained models reach, from folders of what `saccade evaluate --out` wrote.
+"""Tables of what trained models reach, from folders of what `saccade evaluate --out` wrote.
 
 Each folder has files X.scores.json; rows are in the order of their names.
 """

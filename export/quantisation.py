@@ -41,7 +41,7 @@ class QuantisationOptions:
     method : "percentile" leaves out the largest of 100,000 values, "minmax" keeps it, "entropy" clips where the
         distribution loses least
     float_share : convolutions that lose far more than others for what they compute stay float, up to this share of the
-        multiply-adds
+        multiply-adds; those that read a concatenation do so anyway
     """
 
     method: RangeMethod = "percentile"
@@ -61,13 +61,15 @@ def quantise_encoder(
     """
     model = onnx.shape_inference.infer_shapes(centre_clips(onnx.load(source)))
     quantised = _quantised(model, pixels, options.method)
-    kept = most_sensitive(model, quantised, pixels[:_SENSITIVITY_IMAGES], share=options.float_share)
+    always = _behind_concatenations(model)
+    few = pixels[:_SENSITIVITY_IMAGES]
+    kept = most_sensitive(model, quantised, few, share=options.float_share, always=always)
     onnx.save(with_floats(quantised, model, kept), destination)
     return graph_spec(destination)
 
 
 def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod) -> ModelProto:
-    """The graph with all that its convolutions read and write in 8 bits."""
+    """The graph with all that its convolutions read in 8 bits."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     methods = {
@@ -84,7 +86,6 @@ def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod
             _Reader(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=_behind_concatenations(model),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -99,10 +100,10 @@ def _quantised(model: ModelProto, pixels: NDArray[np.uint8], method: RangeMethod
         return onnx.load(destination)
 
 
-def _behind_concatenations(model: ModelProto) -> list[str]:
+def _behind_concatenations(model: ModelProto) -> set[str]:
     """Names of the convolutions that read one."""
     joined = {node.output[0] for node in model.graph.node if node.op_type == "Concat"}
-    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in joined]
+    return {node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in joined}
 
 
 @contextmanager

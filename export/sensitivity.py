@@ -17,22 +17,26 @@ _WORTH = 4
 """A convolution is worth floats if it loses so many times, for what it computes, what all that are left do."""
 
 
-def most_sensitive(model: ModelProto, quantised: ModelProto, pixels: NDArray[np.uint8], *, share: float) -> set[str]:
+def most_sensitive(
+    model: ModelProto, quantised: ModelProto, pixels: NDArray[np.uint8], *, share: float, always: Set[str]
+) -> Set[str]:
     """Names of the convolutions that had better stay float, by what each alone does to the annotations.
 
     quantised : the same graph with all of them quantised
     pixels : uint8 (N, S, S, 3)
-    share : of the multiply-adds of all, what they may take at most
+    share : of the multiply-adds of all others, what they may take at most
+    always : names of those that stay float whatever they lose
     """
-    work = _multiply_adds(model)
     if not share:
-        return set()
+        return always
+    names = _multiply_adds(model)
+    work = {name: count for name, count in names.items() if name not in always}
     expected = _annotations(model, pixels)
     errors = {}
     for name in work:
-        found = _annotations(with_floats(quantised, model, work.keys() - {name}), pixels)
+        found = _annotations(with_floats(quantised, model, names.keys() - {name}), pixels)
         errors[name] = float(np.square(np.subtract(found, expected)).sum())
-    return worth_floats(work, errors, share)
+    return worth_floats(work, errors, share) | always
 
 
 def with_floats(quantised: ModelProto, model: ModelProto, names: Set[str]) -> ModelProto:

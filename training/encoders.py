@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,8 +68,8 @@ class Encoder(nn.Module):
         values = features.flatten(2).transpose(1, 2)
         if not self.options.grid:
             return values
-        pooling = torch.from_numpy(pooling_weights(features.shape[2], features.shape[3], self.options.grid))
-        return pooling.to(values) @ values
+        rows, columns = features.shape[2:]
+        return pooling_weights(rows, columns, self.options.grid, device=values.device).to(values.dtype) @ values
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of the grid for images of `size` pixels a side."""
@@ -85,20 +83,20 @@ class Encoder(nn.Module):
         return rows, columns
 
 
-def pooling_weights(rows: int, columns: int, grid: int) -> NDArray[np.float32]:
+def pooling_weights(rows: int, columns: int, grid: int, *, device: torch.device) -> Tensor:
     """Adaptive average pooling as a linear map, float32 (grid * grid, rows * columns).
 
-    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels.
+    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels. It is
+    made where it is needed: nothing may come from the host while CUDA graphs are captured.
     """
 
-    def along(size: int) -> NDArray[np.float32]:
-        weights = np.zeros((grid, size), np.float32)
-        for cell in range(grid):
-            begin, end = cell * size // grid, -(-(cell + 1) * size // grid)
-            weights[cell, begin:end] = 1 / (end - begin)
-        return weights
+    def along(size: int) -> Tensor:
+        cells = torch.arange(grid, device=device)[:, None]
+        places = torch.arange(size, device=device)
+        inside = (places >= cells * size // grid) & (places * grid < (cells + 1) * size)
+        return inside / inside.sum(dim=1, keepdim=True)
 
-    return np.kron(along(rows), along(columns))
+    return torch.kron(along(rows), along(columns))
 
 
 def encoder_names() -> tuple[str, ...]:

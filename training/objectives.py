@@ -48,9 +48,8 @@ class Likelihood:
     tells: Literal["loss", "reward"] = "loss"
 
     def __init__(self, config: TrainingConfig, *, baseline: Baseline, concepts: Concepts | None = None) -> None:
-        """Baseline : that of hard attention, which is kept up to date."""
-        self._config, self._baseline = config, baseline
-        self._concepts = concepts if config.concepts.weight else None
+        """Baseline : that of hard attention, kept up to date; concepts : a task beside the captions."""
+        self._config, self._baseline, self._concepts = config, baseline, concepts
 
     def losses(self, captioner: Captioner, batch: Batch, *, done: float) -> Losses:
         """See `Objective`."""
@@ -89,7 +88,7 @@ class Rewards:
     def __init__(self, self_critical: SelfCritical) -> None:
         self._self_critical = self_critical
 
-    def losses(self, captioner: Captioner, batch: Batch, *, done: float) -> Losses:  # noqa: ARG002
+    def losses(self, captioner: Captioner, batch: Batch, *, done: float) -> Losses:  # noqa: ARG002 - always the same
         """See `Objective`."""
         with as_it_captions(captioner.decoder):
             annotations = captioner.annotate(batch.images)

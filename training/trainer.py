@@ -82,6 +82,8 @@ class TrainerState:
 class _Phase:
     """Epochs with one objective, by likelihood or by rewards, and what they need.
 
+    options : the phase's own, those of [optimisation] with other rates and epochs where it is by rewards
+    augmentation : of pixels; rewards have annotations for images
     beside : what is trained with the captioner
     """
 
@@ -145,15 +147,16 @@ class Trainer:
 
     def _by_likelihood(self, train: Split, validation: Split) -> _Phase:
         config = self.config
+        beside = self._concepts if config.concepts.weight else None
         return _Phase(
-            objective=Likelihood(config, baseline=self._state.baseline, concepts=self._concepts),
+            objective=Likelihood(config, baseline=self._state.baseline, concepts=beside),
             options=config.optimisation,
             train=train,
             validation=validation,
             augmentation=Augmentation(config.augmentation, size=config.preprocessing.size)
             if config.augmentation
             else None,
-            beside=self._concepts if config.concepts.weight else None,
+            beside=beside,
         )
 
     def _train_by_rewards(
@@ -329,24 +332,29 @@ class Trainer:
             captions_per_image=options.captions_per_image,
             share=share(),
         )
+        share_done = self._epoch_of_phase() / options.epochs
         total_images, done, tells = len(phase.train), 0, phase.objective.tells
         with self._reporter.task(f"epoch {state.epoch}", total_images, unit="images") as progress:
             for batch in epoch:
                 rate = optimisation.rate
                 if phase.augmentation is not None:
                     batch = batch._replace(images=phase.augmentation(batch.images))
-                told = self.train_step(captioner, optimisation, phase.objective, batch)
+                told = self.train_step(captioner, optimisation, phase.objective, batch, done=share_done)
                 done = min(done + options.batch_images, total_images)
                 if state.step % 20 == 0:
                     metrics.write(state.step, {f"train/{tells}": told, "train/learning_rate": rate})
                 progress(done, **{tells: told})  # type: ignore[arg-type]  # which is not `total`
 
-    def train_step(self, captioner: Captioner, optimisation: Optimisation, objective: Objective, batch: Batch) -> float:
-        """Train on one batch; returns what `Losses.told` is of all processes. Raises DivergenceError."""
+    def train_step(
+        self, captioner: Captioner, optimisation: Optimisation, objective: Objective, batch: Batch, *, done: float = 1.0
+    ) -> float:
+        """Train on one batch; returns what `Losses.told` is of all processes. Raises DivergenceError.
+
+        done : share of the phase's epochs, the present one included
+        """
         batch = Batch(*(part.to(self.device) for part in batch))
-        options = self.config.optimisation
-        with arithmetic(options.precision, self.device):
-            losses = objective.losses(captioner, batch, done=self._state.epoch / max(options.epochs, 1))
+        with arithmetic(self.config.optimisation.precision, self.device):
+            losses = objective.losses(captioner, batch, done=done)
         if not torch.isfinite(losses.minimised):
             raise DivergenceError(
                 f"the loss became {losses.minimised.item()} at step {self._state.step + 1}: "

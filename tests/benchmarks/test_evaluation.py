@@ -199,7 +199,7 @@ def test_the_command_tells_how_captions_differ_from_those_of_before(
     names = ("same_captions", "CIDEr-D_change", "CIDEr-D_change_low", "CIDEr-D_change_high")
     assert [beams["3"][name] for name in names] == [1, 0, 0, 0]
     assert "before.beam2.json: expected a COCO results file" in evaluate("--beam", "2", "--against", before)
-    assert "captions of 6 images to compare with" in evaluate("--limit", "2", "--against", before)
+    assert "before.json is of other images" in evaluate("--limit", "2", "--against", before)
 
 
 def test_the_command_looks_where_it_is_told(

@@ -312,16 +312,22 @@ def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path, monkey
     assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 4]
 
 
-def test_rewards_begin_where_patience_with_likelihood_ends(tmp_path: Path) -> None:
+def test_rewards_begin_where_patience_with_likelihood_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And progress tells of them instead of the loss."""
     config = replace(
         CONFIG,
         optimisation=replace(CONFIG.optimisation, epochs=9, learning_rate=1e-12),
         validation=replace(CONFIG.validation, patience=1),
         self_critical=SelfCriticalOptions(epochs=3, learning_rate=1e-12, samples=2),
     )
-    train(tmp_path / "run", config)
+    Trainer(config, tmp_path / "run", device=torch.device("cpu"), reporter=Reporter(plain=True)).run()
     state = json.loads((tmp_path / "run/checkpoints/epoch-0003/trainer.json").read_text())["trainer"]
     assert (state["epoch"], state["rewarded"], state["best_epoch"]) == (3, 1, 1)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    last = [line for line in told if line.startswith("epoch 3: ")][-1]
+    assert "reward " in last
+    assert "loss" not in last
+    assert all("loss " in line for line in told if line.startswith("epoch 2: "))
 
 
 def test_an_epoch_that_states_no_relation_scores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
