@@ -154,10 +154,10 @@ def dying(step: Callable[..., float], *, at: int) -> Callable[..., float]:
     """Training steps, of which one is interrupted."""
     calls = count(1)
 
-    def until_then(*arguments: object) -> float:
+    def until_then(*arguments: object, **named: object) -> float:
         if next(calls) == at:
             raise KeyboardInterrupt
-        return step(*arguments)
+        return step(*arguments, **named)
 
     return until_then
 

@@ -94,12 +94,12 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     steps = 0
     original = Trainer.train_step
 
-    def dies(self: Trainer, *arguments: object) -> float:
+    def dies(self: Trainer, *arguments: object, **named: object) -> float:
         nonlocal steps
         steps += 1
         if steps == step:
             raise KeyboardInterrupt
-        return original(self, *arguments)  # type: ignore[arg-type]
+        return original(self, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
