@@ -34,19 +34,18 @@ from training.checkpoint import (
 )
 from training.concepts import Concepts, pretrain_encoder
 from training.config import TrainingConfig
-from training.data import Batch, Data, Split, SplitName, batch_count, batches, load_split, open_data
-from training.distribution import from_main, is_main, main_first, number, processes, share, total
+from training.data import Batch, Split, batch_count, batches
+from training.distribution import from_main, is_main, main_first, number, share, total
 from training.environment import environment
 from training.evaluation import attention_stays, evaluate
-from training.features import cached_annotations
 from training.hard_attention import Baseline
 from training.metrics_log import MetricsLog
 from training.model import Captioner, build_captioner
 from training.objectives import Likelihood, Objective, Rewards
 from training.optimisation import Optimisation, OptimisationOptions, below
 from training.precision import arithmetic
+from training.run_data import RunData, load_run_data
 from training.run_folder import RunFolder
-from training.scene_data import SceneData
 from training.self_critical import SelfCritical, SelfCriticalOptions
 
 log = logging.getLogger(__name__)
@@ -89,8 +88,7 @@ class _Phase:
 
     objective: Objective
     options: OptimisationOptions
-    train: Split
-    validation: Split
+    data: RunData
     augmentation: Augmentation | None = None
     beside: Concepts | None = None
 
@@ -121,41 +119,36 @@ class Trainer:
             lambda: self._folder.prepare(unstructure(self.config), self._environment, overwrite=overwrite)
         )
         torch.manual_seed(self.config.optimisation.seed)
-        data = open_data(self.config.data)
-        train, validation = self._required(data, "train"), self._required(data, "validation")
-        self._check_shares(train)
-        test = self._split(data, "test")
-        vocabulary = self._vocabulary(train)
+        data = load_run_data(self.config, self._reporter)
+        vocabulary = data.vocabulary(self.config)
         start, start_option = self._start()
         captioner = self._captioner(vocabulary, pretrained=not resuming and not start)
-        self._concepts = self._concept_task(captioner, train, vocabulary)
+        self._concepts = self._concept_task(captioner, data.train, vocabulary)
         resumed = self._resume(captioner, vocabulary) if resuming else None
         if start and not resuming:
             start_from(captioner, Path(start), self._describe(vocabulary, {}), option=start_option)
         elif not resuming:
-            self._pretrain(captioner, train)
+            self._pretrain(captioner, data.train)
         if self.config.encoder.frozen:
-            cache = Path(self.config.cache)
-            train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
+            data = data.annotated(captioner, self.config, Path(self.config.cache), self._reporter)
         if self.config.optimisation.epochs and not self._state.rewarded:
-            self._train_epochs(captioner, vocabulary, self._by_likelihood(train, validation), resumed)
+            self._train_epochs(captioner, vocabulary, self._by_likelihood(data), resumed)
         if rewards := self.config.self_critical:
             resumed = resumed if self._state.rewarded else None
-            self._train_by_rewards(rewards, captioner, vocabulary, train, validation, resumed)
+            self._train_by_rewards(rewards, captioner, vocabulary, data, resumed)
         grid = captioner.encoder.grid(self.config.preprocessing.size)
+        test = data.test
         return from_main(lambda: self._score_best(test, self._search_options(), grid) if test else self._best_scores())
 
-    def _by_likelihood(self, train: Split, validation: Split) -> _Phase:
+    def _by_likelihood(self, data: RunData) -> _Phase:
         config = self.config
         beside = self._concepts if config.concepts.weight else None
+        wanted = config.augmentation
         return _Phase(
             objective=Likelihood(config, baseline=self._state.baseline, concepts=beside),
             options=config.optimisation,
-            train=train,
-            validation=validation,
-            augmentation=Augmentation(config.augmentation, size=config.preprocessing.size)
-            if config.augmentation
-            else None,
+            data=data,
+            augmentation=Augmentation(wanted, size=config.preprocessing.size) if wanted else None,
             beside=beside,
         )
 
@@ -164,8 +157,7 @@ class Trainer:
         options: SelfCriticalOptions,
         captioner: Captioner,
         vocabulary: Vocabulary,
-        train: Split,
-        validation: Split,
+        data: RunData,
         resumed: _Saved | None,
     ) -> None:
         """Train the decoder of the best epoch by the rewards of what it says, or on from what was saved."""
@@ -177,11 +169,15 @@ class Trainer:
         cache = self._folder.annotations
         if self._has_epochs_left(options.epochs):
             self_critical = SelfCritical(
-                options, train.captions, vocabulary, max_length=self.config.validation.max_length, objects=train.objects
+                options,
+                data.train.captions,
+                vocabulary,
+                max_length=self.config.validation.max_length,
+                objects=data.train.objects,
             )
             if not self.config.encoder.frozen:
                 began = time.monotonic()
-                train, validation = (self._with_annotations(split, captioner, cache) for split in (train, validation))
+                data = data.annotated(captioner, self.config, cache, self._reporter)
                 self._state.seconds += time.monotonic() - began
             optimisation = replace(
                 self.config.optimisation,
@@ -189,7 +185,7 @@ class Trainer:
                 learning_rate=options.learning_rate,
                 captions_per_image=1,  # references are only compared with
             )
-            phase = _Phase(objective=Rewards(self_critical), options=optimisation, train=train, validation=validation)
+            phase = _Phase(objective=Rewards(self_critical), options=optimisation, data=data)
             self._train_epochs(captioner, vocabulary, phase, resumed)
         if not self.config.encoder.frozen:
             from_main(lambda: shutil.rmtree(cache, ignore_errors=True))  # nobody reads it any more
@@ -202,7 +198,7 @@ class Trainer:
         optimisation = Optimisation(
             captioner,
             options,
-            batches=options.epochs * batch_count(phase.train, options.batch_images),
+            batches=options.epochs * batch_count(phase.data.train, options.batch_images),
             beside=phase.beside,
         )
         if resumed:
@@ -217,7 +213,9 @@ class Trainer:
             self._train_epoch(captioner, optimisation, vocabulary, phase, metrics)
             with optimisation.averaged_weights():
                 scores = from_main(
-                    lambda: evaluate(captioner, vocabulary, phase.validation, self._search_options(), grid=grid).scores
+                    lambda: (
+                        evaluate(captioner, vocabulary, phase.data.validation, self._search_options(), grid=grid).scores
+                    )
                 )
                 score = scores.get(metric, 0.0)  # of relations there is none where none was stated
                 optimisation.after_epoch(score)
@@ -240,45 +238,6 @@ class Trainer:
     def _search_options(self) -> SearchOptions:
         validation = self.config.validation
         return SearchOptions(beam=validation.beam, max_length=validation.max_length, decode_mode=validation.decode_mode)
-
-    def _split(self, data: Data, name: SplitName) -> Split | None:
-        total = len(getattr(data, name).seeds) if isinstance(data, SceneData) else None
-        with self._reporter.task(f"reading the {name} split", total, unit="images") as progress:
-            return load_split(data, name, self.config.preprocessing, progress=progress)
-
-    def _required(self, data: Data, name: SplitName) -> Split:
-        split = self._split(data, name)
-        if split is None:
-            raise ConfigError(f"training needs a {name} split, and [data] has none")
-        return split
-
-    def _check_shares(self, train: Split) -> None:
-        """Raise ConfigError where a process would get no image of a batch."""
-        batch_images = self.config.optimisation.batch_images
-        smallest = len(train) % batch_images or batch_images
-        if smallest < processes():
-            raise ConfigError(
-                f"{len(train)} images in batches of {batch_images} leave a last batch of {smallest}, too few for "
-                f"{processes()} processes: choose another batch_images, or fewer processes"
-            )
-
-    def _with_annotations(self, split: Split, captioner: Captioner, cache: Path) -> Split:
-        """The split with what an encoder that stays makes of it, computed once."""
-        with main_first(), self._reporter.task("annotating images", len(split), unit="images") as progress:
-            annotations = cached_annotations(
-                captioner,
-                split.images,
-                split.identities,
-                self.config.preprocessing,
-                folder=cache,
-                progress=progress,
-            )
-        return replace(split, images=annotations)
-
-    def _vocabulary(self, train: Split) -> Vocabulary:
-        captions = (words for references in train.captions for words in references)
-        options = self.config.vocabulary
-        return Vocabulary.from_captions(captions, min_count=options.min_count, max_words=options.max_words)
 
     def _captioner(self, vocabulary: Vocabulary, *, pretrained: bool) -> Captioner:
         config = self.config
@@ -325,7 +284,7 @@ class Trainer:
         options, state = phase.options, self._state
         torch.manual_seed(_noise_seed(options.seed, state.epoch))
         epoch = batches(
-            phase.train,
+            phase.data.train,
             vocabulary,
             np.random.default_rng((options.seed, state.epoch)),
             images=options.batch_images,
@@ -333,7 +292,7 @@ class Trainer:
             share=share(),
         )
         share_done = self._epoch_of_phase() / options.epochs
-        total_images, done, tells = len(phase.train), 0, phase.objective.tells
+        total_images, done, tells = len(phase.data.train), 0, phase.objective.tells
         with self._reporter.task(f"epoch {state.epoch}", total_images, unit="images") as progress:
             for batch in epoch:
                 rate = optimisation.rate

@@ -105,12 +105,9 @@ def round_weights(model: openvino.Model) -> None:
 def halve(model: openvino.Model) -> openvino.Model:
     """The model with inputs and outputs of `_HALVED` in bfloat16."""
     ports = PrePostProcessor(model)
-    for given in model.inputs:
-        if name := _HALVED & given.names:
-            ports.input(*name).tensor().set_element_type(openvino.Type.bf16)
-    for found in model.outputs:
-        if name := _HALVED & found.names:
-            ports.output(*name).tensor().set_element_type(openvino.Type.bf16)
+    for port, of_model in ((ports.input, model.inputs), (ports.output, model.outputs)):
+        for name in _HALVED.intersection(name for one in of_model for name in one.names):
+            port(name).tensor().set_element_type(openvino.Type.bf16)
     return ports.build()
 
 

@@ -116,6 +116,8 @@ def test_8_bit_encoders_compute_what_is_written_or_are_refused(bundle: Bundle, b
         found = opened.run("encoder", {"pixels": PICTURES})
     for name in ("annotations", "keys", "hidden"):
         assert error(found[name], right[name]) < 1.25 * error(written[name], right[name])
+        if saturates_int8():  # and is then computed node by node in float32
+            assert error(found[name], written[name]) < 0.02
 
 
 def test_what_joins_a_constant_is_not_quantised(bundle: Bundle) -> None:

@@ -120,7 +120,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_pa
 
 
 def test_more_processes_than_images_in_a_batch_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.trainer.processes", lambda: 9)
+    monkeypatch.setattr("training.run_data.processes", lambda: 9)
     with pytest.raises(ConfigError, match="leave a last batch of 8, too few for 9 processes"):
         train(tmp_path / "run")
 
@@ -306,7 +306,7 @@ def test_rewards_follow_likelihood_from_its_best_epoch_on(tmp_path: Path, monkey
         torch.testing.assert_close(whole.captioner.state_dict()[name], tensor, rtol=0, atol=atol)
     assert not (tmp_path / "whole/annotations").exists()
     assert whole.description.provenance["rewarded"] == max(0, whole.description.provenance["epoch"] - 2)
-    monkeypatch.setattr("training.trainer.cached_annotations", None)  # once is enough
+    monkeypatch.setattr("training.run_data.cached_annotations", None)  # once is enough
     train(tmp_path / "whole", replace(CONFIG, self_critical=rewards))
     lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 4]
