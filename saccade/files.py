@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO
@@ -134,3 +135,16 @@ def cache_directory(name: str) -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def held_cache(name: str) -> Iterator[Path | None]:
+    """The folder of `cache_directory`, held until the block ends: others wait. None where no folder can be held."""
+    folder = cache_directory(name)
+    with ExitStack() as held:
+        if folder:
+            try:
+                fcntl.flock(held.enter_context((folder / ".lock").open("a")), fcntl.LOCK_EX)
+            except OSError:  # some file systems have no locks
+                folder = None
+        yield folder

@@ -16,7 +16,7 @@ from openvino.preprocess import PrePostProcessor
 from engine.backends.buffers import Buffer, BufferedBackend, Run, TakesArrays
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
-from saccade.files import cache_directory
+from saccade.files import held_cache
 from saccade.machine import saturates_int8
 from saccade.rounding import bfloat16_bits, from_bfloat16_bits, rounded
 
@@ -52,15 +52,13 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -
 
 
 def _settings(threads: int, floats: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {
+    return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[floats],
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # images are decoded on the same cores
     }
-    cache = cache_directory("openvino")
-    return settings if cache is None else settings | {"CACHE_DIR": str(cache)}
 
 
 def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
@@ -142,10 +140,16 @@ class _Graph(TakesArrays):
             try:
                 model = self._read.clone()
                 model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
-                self._compiled[shapes] = self._core.compile_model(model, _DEVICE, dict(self._settings))
+                self._compiled[shapes] = self._compile(model)
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO {openvino.__version__} cannot compile {self._path}: {error}") from error
         return self._compiled[shapes]
+
+    def _compile(self, model: openvino.Model) -> openvino.CompiledModel:
+        # OpenVINO removes what it cannot read from its cache, such as what another process is writing.
+        with held_cache("openvino") as cache:
+            where = {} if cache is None else {"CACHE_DIR": str(cache)}
+            return self._core.compile_model(model, _DEVICE, {**self._settings, **where})
 
     @cached_property
     def _read(self) -> openvino.Model:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from openvino import opset11 as ops
 
 from engine.backends.ovino import _Bfloat16Buffer, halve, read_graph, round_weights
+from engine.captioner import Captioner, CaptionOptions
 from saccade.rounding import bfloat16_bits, from_bfloat16_bits
 
 WEIGHT = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
@@ -95,3 +98,19 @@ def test_a_buffer_of_bfloat16_is_what_a_graph_reads_and_writes() -> None:
         np.testing.assert_array_equal(here.read(), np.broadcast_to(nearest(values), (2, 48)))
         request.infer()
         np.testing.assert_array_equal(there.read(), 2 * here.read())
+
+
+def test_one_process_at_a_time_compiles_into_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one removes as damaged what another is writing, and that one fails."""
+    compile_model, found = openvino.Core.compile_model, list[Path]()
+
+    def compile_alone(core: openvino.Core, model: openvino.Model, device: str, settings: dict[str, Any]) -> Any:
+        found.append(Path(settings["CACHE_DIR"]))
+        with (found[-1] / ".lock").open("a") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return compile_model(core, model, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_alone)
+    with Captioner.open("examples/bundle", CaptionOptions(backend="openvino", threads=1)) as captioner:
+        captioner.caption_pixels(np.zeros((1, 112, 112, 3), np.uint8))
+    assert len(found) == 2

@@ -1,5 +1,7 @@
 """Files and folders appear whole or not at all."""
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from saccade.errors import OutputError
-from saccade.files import replaced, sha256, staged_directory, write_atomically, write_json
+from saccade.files import held_cache, replaced, sha256, staged_directory, write_atomically, write_json
 
 
 class Interruption(BaseException):
@@ -216,3 +218,21 @@ def test_a_place_that_cannot_hold_a_folder_is_an_output_error(tmp_path: Path) ->
 def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_cache_is_held_until_the_block_ends() -> None:
+    with held_cache("tests") as folder:
+        assert folder is not None
+        with (folder / ".lock").open("a") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_there_is_no_cache_where_the_file_system_has_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with held_cache("tests") as folder:
+        assert folder is None
