@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 from collections.abc import Mapping
@@ -53,6 +54,8 @@ class BackendEntry:
     precisions: tuple[Precision, ...] = ("fp32",)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of both functions, for backends that share a module."""
+    driver: str | None = None
+    """The shared library of the device's driver: where it is missing, nothing is imported."""
 
     def open(self, bundle: Bundle, *, threads: int, precision: Precision | None = None) -> Backend:
         """Open the bundle; `precision` None is the backend's choice.
@@ -70,6 +73,8 @@ class BackendEntry:
 
     def check(self) -> None:
         """Raise BackendError where the runtime is missing, or cannot run here as far as that shows without a bundle."""
+        if self.driver:
+            _check_driver(self.driver)
         module = self._module()
         if hasattr(module, "check"):
             module.check(**self.arguments)
@@ -88,16 +93,27 @@ class BackendEntry:
             ) from error
 
 
+def _check_driver(library: str) -> None:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        raise BackendError(
+            f"this machine has no NVIDIA driver ({library}): install it, or choose another --backend"
+        ) from error
+
+
+_CUDA = "libcuda.so.1"
+
 BACKENDS = {
     "trt": BackendEntry("engine.backends.trt", "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8")),
     "ort-tensorrt": BackendEntry(
-        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "TensorrtExecutionProvider"}
+        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "TensorrtExecutionProvider"}, _CUDA
     ),
     "ort-cuda": BackendEntry(
-        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "CUDAExecutionProvider"}
+        "engine.backends.ort", "onnxruntime", "gpu", ("fp32", "fp16"), {"provider": "CUDAExecutionProvider"}, _CUDA
     ),
     "pytorch-cuda": BackendEntry(
-        "engine.backends.pytorch_cuda", "torch", "train", ("fp32", "bf16", "fp16"), {"device": "cuda"}
+        "engine.backends.pytorch_cuda", "torch", "train", ("fp32", "bf16", "fp16"), {"device": "cuda"}, _CUDA
     ),
     "openvino": BackendEntry("engine.backends.ovino", "openvino", "cpu", ("fp32", "bf16", "int8")),
     "ort": BackendEntry(

@@ -80,7 +80,10 @@ class TakesArrays:
 
 
 class BufferedBackend:
-    """A `Backend` over two executors. Buffers are allocated at the first batch of their size and then used again."""
+    """A `Backend` over two executors. Buffers are allocated at the first batch of their size and then used again.
+
+    executors : of the graphs "encoder" and "step"
+    """
 
     def __init__(
         self, bundle: Bundle, *, encoder: Executor, step: Executor, description: str, precision: Precision
@@ -90,7 +93,7 @@ class BufferedBackend:
         self._start = bundle.vocabulary.start
         self._attention = bundle.manifest.attention
         self._places = bundle.manifest.dimensions.rows * bundle.manifest.dimensions.columns
-        self._executors = {"encoder": encoder, "step": step}
+        self.executors = {"encoder": encoder, "step": step}
         self._idle: dict[tuple[int, int], list[_Workspace]] = defaultdict(list)
 
     def begin(self, pixels: NDArray[np.uint8], options: SearchOptions, *, with_alphas: bool) -> Decoding:
@@ -98,7 +101,7 @@ class BufferedBackend:
         glimpses = glimpses_of(pixels, options, self._attention, places=self._places)
         size = len(pixels), options.beam
         idle = self._idle[size]
-        workspace = idle.pop() if idle else _Workspace(*self._executors.values(), images=size[0], beam=size[1])
+        workspace = idle.pop() if idle else _Workspace(*self.executors.values(), images=size[0], beam=size[1])
         # Streams of noise are not moved from batch to batch: images that draw where to look stay together.
         can_share = options.decode_mode != "sample" and isinstance(workspace.step, SharedExecutor)
         kind = _SharedBufferedDecoding if can_share else _BufferedDecoding
@@ -110,7 +113,7 @@ class BufferedBackend:
 
     def run(self, graph: str, inputs: Arrays) -> Arrays:
         """Run graph "encoder" or "step" once on arrays of the host, with fresh buffers: for comparisons."""
-        executor = self._executors[graph]
+        executor = self.executors[graph]
         sizes = axis_sizes(executor.spec, {name: values.shape for name, values in inputs.items()})
         given = {tensor.name: _buffer(executor, tensor, sizes) for tensor in executor.spec.inputs}
         found = {tensor.name: _buffer(executor, tensor, sizes) for tensor in executor.spec.outputs}
@@ -122,21 +125,21 @@ class BufferedBackend:
     @contextmanager
     def wrapped(self, wrap: Callable[[Executor], Executor]) -> Iterator[None]:
         """Inside the block, other executors stand before these, to watch them. At its ends, buffers are let go of."""
-        bare = dict(self._executors)
+        bare = dict(self.executors)
         self._idle.clear()
-        self._executors.update({name: wrap(executor) for name, executor in bare.items()})
+        self.executors.update({name: wrap(executor) for name, executor in bare.items()})
         try:
             yield
         finally:
             self._idle.clear()
-            self._executors.update(bare)
+            self.executors.update(bare)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._idle.clear()
-        self._executors.clear()
+        self.executors.clear()
 
 
 class _Side(NamedTuple):

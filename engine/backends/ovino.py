@@ -26,8 +26,14 @@ _HALVED = frozenset({"annotations", "keys"})
 """What lies in memory in bfloat16 where the arithmetic is: every step reads it, and would round it again."""
 
 
-def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -> BufferedBackend:
-    """Read both graphs. Raises BackendError if OpenVINO refuses one, or has no such arithmetic on this processor."""
+def open_backend(
+    bundle: Bundle, *, threads: int, precision: Precision | None, counters: bool = False
+) -> BufferedBackend:
+    """Read both graphs.
+
+    counters : have OpenVINO measure how long each operator takes, which costs a little itself
+    Raises BackendError if OpenVINO refuses a graph, or has no such arithmetic on this processor.
+    """
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not has_bf16:
@@ -39,8 +45,8 @@ def open_backend(bundle: Bundle, *, threads: int, precision: Precision | None) -
         )
     precision = precision or ("bf16" if has_bf16 else "fp32")
     floats = "bf16" if has_bf16 and precision != "fp32" else "fp32"
-    settings = _settings(threads, floats)
-    graphs = {name: _Graph(core, bundle, name, precision, settings) for name in ("encoder", "step")}
+    settings = _settings(threads, floats) | {"PERF_COUNT": counters}
+    graphs = {name: Graph(core, bundle, name, precision, settings) for name in ("encoder", "step")}
     # A float precision needs no graphs of its own: it is how OpenVINO runs those in float32.
     arithmetic = f"int8 encoder, {floats}" if precision == "int8" else precision
     return BufferedBackend(
@@ -109,8 +115,14 @@ def halve(model: openvino.Model) -> openvino.Model:
     return ports.build()
 
 
-class _Graph(TakesArrays):
-    """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Graph(TakesArrays):
+    """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster.
+
+    compiled : what was compiled so far, by the shapes of the inputs in their order
+    """
 
     def __init__(
         self, core: openvino.Core, bundle: Bundle, name: str, precision: Precision, settings: Mapping[str, Any]
@@ -119,7 +131,7 @@ class _Graph(TakesArrays):
         self._core, self._settings = core, settings
         self._is_bfloat16 = settings["INFERENCE_PRECISION_HINT"] == "bf16"
         self._path = bundle.path / self.spec.file
-        self._compiled: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
+        self.compiled: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the host."""
@@ -129,21 +141,26 @@ class _Graph(TakesArrays):
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         """An inference request on the buffers: nothing is copied between the runs."""
-        request = self._model({name: cast("_Buffer", buffer) for name, buffer in inputs.items()}).create_infer_request()
+        shapes = {name: cast("_Buffer", buffer).array.shape for name, buffer in inputs.items()}
+        request = self._compiled(shapes).create_infer_request()
         for name, buffer in (*inputs.items(), *outputs.items()):
             request.set_tensor(name, cast("_Buffer", buffer).tensor)
         return lambda: request.infer() and None
 
-    def _model(self, inputs: Mapping[str, _Buffer]) -> openvino.CompiledModel:
-        shapes = tuple(inputs[tensor.name].array.shape for tensor in self.spec.inputs)
-        if shapes not in self._compiled:
+    def model(self, shapes: Shapes) -> openvino.Model:
+        """What is compiled for inputs of these shapes."""
+        model = self._read.clone()
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+        return model
+
+    def _compiled(self, shapes: Shapes) -> openvino.CompiledModel:
+        key = tuple(shapes[tensor.name] for tensor in self.spec.inputs)
+        if key not in self.compiled:
             try:
-                model = self._read.clone()
-                model.reshape({name: list(buffer.array.shape) for name, buffer in inputs.items()})
-                self._compiled[shapes] = self._compile(model)
+                self.compiled[key] = self._compile(self.model(shapes))
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO {openvino.__version__} cannot compile {self._path}: {error}") from error
-        return self._compiled[shapes]
+        return self.compiled[key]
 
     def _compile(self, model: openvino.Model) -> openvino.CompiledModel:
         # OpenVINO removes what it cannot read from its cache, such as what another process is writing.

@@ -1,6 +1,7 @@
 """The doctor says what is installed, what runs, what clashes and what to install, whatever state things are in."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,15 @@ def test_without_a_bundle_a_backend_is_only_imported() -> None:
         assert rows(report.text)[name] == "imports (give --bundle to see it run)"
 
 
-def test_a_runtime_without_the_provider_of_a_backend_does_not_count_as_running() -> None:
+@pytest.mark.parametrize("name", ["ort-tensorrt", "ort-cuda", "pytorch-cuda"])
+def test_without_a_driver_nothing_is_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch takes seconds, and half a gigabyte, to say that it sees no GPU."""
+    monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], module="engine.backends.absent", driver="libabsent.so"))
+    assert "no NVIDIA driver (libabsent.so): install it" in rows(diagnose().text)[name]
+
+
+def test_a_runtime_without_the_provider_of_a_backend_does_not_count_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "ort-cuda", replace(BACKENDS["ort-cuda"], driver=None))
     assert "has no CUDAExecutionProvider" in rows(diagnose().text)["ort-cuda"]
 
 
