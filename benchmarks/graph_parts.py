@@ -103,7 +103,7 @@ def _of_step(nodes: _Nodes) -> dict[str, str]:
     products, before_alphas = nodes.of_type("MatMul"), nodes.before([alphas])
     state = nodes.before(_gathered(nodes, nodes.output(name)) for name in ("next_hidden", "next_cell"))
     context = next(name for name in products if name in annotations)
-    logits = [name for name in products if name not in state][-1]
+    logits = _with_bias(nodes, [name for name in products if name not in state][-1])
     parts = (
         (ENERGIES, before_alphas & nodes.after("keys")),
         (STATE, before_alphas),
@@ -117,6 +117,13 @@ def _of_step(nodes: _Nodes) -> dict[str, str]:
         for name in names:
             found.setdefault(name, part)
     return found
+
+
+def _with_bias(nodes: _Nodes, product: str) -> str:
+    """The node that adds a constant to a product, if there is one; else the product."""
+    readers = [name for name, inputs in nodes.inputs.items() if product in inputs]
+    kinds = [nodes.nodes[name].get_type_name() for reader in readers for name in (reader, *nodes.inputs[reader])]
+    return readers[0] if len(readers) == 1 and kinds[0] == "Add" and "Constant" in kinds else product
 
 
 def _gathered(nodes: _Nodes, name: str) -> str:

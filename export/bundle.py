@@ -142,6 +142,7 @@ def _manifest(
 ) -> Manifest:
     description, decoder = checkpoint.description, checkpoint.captioner.decoder.options
     rows, columns = checkpoint.captioner.encoder.grid(description.preprocessing.size)
+    annotations = next(tensor.shape for tensor in graphs["encoder"].outputs if tensor.name == "annotations")
     vocabulary = checkpoint.vocabulary
     exporter = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
     return Manifest(
@@ -156,6 +157,7 @@ def _manifest(
             attention_width=decoder.attention_width,
             hidden_width=decoder.hidden_width,
             words=len(vocabulary),
+            cells=0 if annotations[1] == rows * columns else int(annotations[1]),
         ),
         preprocessing=description.preprocessing,
         special={name: getattr(vocabulary, name) for name in ("pad", "start", "end", "unk")},

@@ -71,14 +71,16 @@ def export_step(checkpoint: Checkpoint, path: Path) -> GraphSpec:
 
 def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> dict[str, Tensor]:
     """Random inputs of the step graph, in the middle of a search: every row live."""
-    decoder, size = checkpoint.captioner.decoder, checkpoint.description.preprocessing.size
-    rows, columns = checkpoint.captioner.encoder.grid(size)
+    encoder, decoder = checkpoint.captioner.encoder, checkpoint.captioner.decoder
+    size = checkpoint.description.preprocessing.size
+    rows, columns = encoder.grid(size)
     dtype = decoder.embedding.weight.dtype
-    values = torch.rand(images, rows * columns, checkpoint.captioner.encoder.width, dtype=dtype)
+    values = torch.rand(images, encoder.cells(size), encoder.width, dtype=dtype)
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
     with torch.inference_mode():
-        values, keys = (part.clone() for part in decoder.annotate(values))  # inference tensors cannot be traced
+        # Tensors of inference mode cannot be traced.
+        values, keys = (part.clone() for part in decoder.annotate(values, places=rows * columns))
     tokens = torch.randint(0, words, (images, beam))
     inputs = {
         "annotations": values,

@@ -115,7 +115,7 @@ def search_graph(
 ) -> list[list[Hypothesis]]:
     """Hypotheses that a step graph finds from the outputs of an encoder graph for those images."""
     attention, vocabulary = checkpoint.captioner.decoder.options.attention, checkpoint.vocabulary
-    glimpses = glimpses_of(images, options, attention, places=encoded["annotations"].shape[1])
+    glimpses = glimpses_of(images, options, attention, places=encoded["keys"].shape[1])
     decoding = HostDecoding(
         step, encoded, beam=options.beam, start=vocabulary.start, with_alphas=False, glimpses=glimpses
     )

@@ -60,7 +60,10 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """Sizes in the letters of the design: rows x columns = L, then D, A, H and V."""
+    """Sizes in the letters of the design: rows x columns = L, then D, A, H and V.
+
+    cells : C, whose annotations stand for those of the places, which are pooled from them; 0 where places are cells
+    """
 
     rows: int
     columns: int
@@ -68,6 +71,7 @@ class Dimensions:
     attention_width: int
     hidden_width: int
     words: int
+    cells: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +235,7 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
     locations = sizes.rows * sizes.columns
     expected = {
         ("encoder", "pixels"): (side, side, 3),
-        ("encoder", "annotations"): (locations, sizes.annotation_width),
+        ("encoder", "annotations"): (sizes.cells or locations, sizes.annotation_width),
         ("encoder", "keys"): (locations, sizes.attention_width),
         ("encoder", "hidden"): (sizes.hidden_width,),
         ("step", "word_bias"): (sizes.words,),

@@ -42,7 +42,7 @@ class HostDecoding:
     """A `Decoding` over any function that runs the step graph on NumPy arrays.
 
     step : runs the step graph
-    encoded : outputs of the encoder graph: annotations (B, L, D), keys (B, L, A), hidden (B, H), cell (B, H)
+    encoded : outputs of the encoder graph: annotations (B, C, D), keys (B, L, A), hidden (B, H), cell (B, H)
     start : id of `<start>`
     glimpses : of hard attention alone
     """

@@ -58,11 +58,24 @@ def hard_bundle(hard_checkpoint: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pooled_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hard attention to 36 places, which are pooled from 16 cells; expected annotations unless it is told otherwise."""
+    folder = tmp_path_factory.mktemp("pooled")
+    export_bundle(make_checkpoint(folder / "checkpoint", attention="hard", grid=6), folder / "bundle", ExportOptions())
+    return folder / "bundle"
+
+
 def make_checkpoint(
-    folder: Path, attention: Literal["soft", "hard"] = "soft", *, annotation_width: int = 0, first_seed: int = 0
+    folder: Path,
+    attention: Literal["soft", "hard"] = "soft",
+    *,
+    annotation_width: int = 0,
+    grid: int = 0,
+    first_seed: int = 0,
 ) -> Path:
     """Write a checkpoint of random weights with which different pictures get different captions."""
-    made = (_random_captioner(seed, attention, annotation_width) for seed in count(first_seed))
+    made = (_random_captioner(seed, attention, annotation_width, grid) for seed in count(first_seed))
     captioner = next(filter(_is_talkative, made))
     description = Description(
         format_version=FORMAT_VERSION,
@@ -89,13 +102,13 @@ def _is_talkative(captioner: Captioner) -> bool:
     )
 
 
-def _random_captioner(seed: int, attention: Literal["soft", "hard"], annotation_width: int) -> Captioner:
+def _random_captioner(seed: int, attention: Literal["soft", "hard"], annotation_width: int, grid: int) -> Captioner:
     """Build a captioner that sees differences.
 
     Fresh weights hardly do: the annotations vary little around their mean. So the mean is subtracted where states and
     gates are made from them, and what remains is amplified.
     """
-    encoder = EncoderOptions(name="compact")
+    encoder = EncoderOptions(name="compact", grid=grid)
     options = DecoderOptions(
         attention=attention,
         annotation_width=annotation_width,

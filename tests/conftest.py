@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import hard_bundle, hard_checkpoint, tiny_bundle, tiny_checkpoint
+from tests.bundles import hard_bundle, hard_checkpoint, pooled_bundle, tiny_bundle, tiny_checkpoint
 
 __all__ = [
     "hard_bundle",
     "hard_checkpoint",
+    "pooled_bundle",
     "tiny_bundle",
     "tiny_checkpoint",
 ]  # fixtures that every test module may ask for

@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     """B images with K references each.
 
     indices : int64 (B,), their places in the split
-    images : pixels uint8 (B, S, S, 3) or annotations float16 (B, L, D)
+    images : pixels uint8 (B, S, S, 3) or annotations float16 (B, C, D)
     tokens : int64 (B, K, T), `<start>` and the words, padded
     targets : int64 (N,), the next word of every place in `mask`, `<end>` last
     mask : bool (B, K, T), True where there is a next word

@@ -69,7 +69,7 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def encode(self, images: NDArray[Any]) -> dict[str, Tensor]:
-        """Encoder outputs of pixels uint8 (B, S, S, 3) or annotations float16 (B, L, D), on the model's device."""
+        """Encoder outputs of pixels uint8 (B, S, S, 3) or annotations float16 (B, C, D), on the model's device."""
         outputs = self._encoder(torch.from_numpy(images).to(self._device))
         return dict(zip(ENCODER_OUTPUTS, outputs, strict=True))
 
@@ -89,7 +89,7 @@ class TorchDecoder:
             beam=options.beam,
             start=self._vocabulary.start,
             with_alphas=with_alphas,
-            glimpses=glimpses_of(images, options, self._attention, places=encoded["annotations"].shape[1]),
+            glimpses=glimpses_of(images, options, self._attention, places=encoded["keys"].shape[1]),
         )
 
     def search(

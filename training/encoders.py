@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ class EncoderOptions:
     name : a key of the registry, see `encoder_names`
     weights : "default" (torchvision's pretrained ones, downloaded by torchvision), "none" (random) or a path to a
         safetensors file with torchvision's key names
-    grid : side of the annotation grid, made by adaptive average pooling; 0 keeps the trunk's own
+    grid : side of the grid of places that attention chooses from, made of the trunk's cells by adaptive average
+        pooling; 0 takes the cells as places
     frozen : keep the trunk fixed, in evaluation mode
     """
 
@@ -43,7 +46,11 @@ class EncoderOptions:
 
 
 class Encoder(nn.Module):
-    """A trunk and the pooling behind it: normalised (B, 3, S, S) to annotations (B, L, D), rows of the grid first."""
+    """A trunk: normalised images (B, 3, S, S) to annotations (B, C, D) of its cells, rows of the grid first.
+
+    A grid with fewer places than the trunk has cells is pooled here. One with more is not: what it adds is sums of
+    what there is, and `training.model.Annotations` knows them.
+    """
 
     def __init__(self, options: EncoderOptions, *, pretrained: bool = False) -> None:
         """`pretrained` fetches the weights that the options name; without it they stay random, to be loaded later."""
@@ -63,40 +70,53 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Annotations (B, L, D) of normalised images (B, 3, S, S)."""
+        """Annotations (B, C, D) of normalised images (B, 3, S, S)."""
         features: Tensor = self.trunk(images)
         values = features.flatten(2).transpose(1, 2)
-        if not self.options.grid:
-            return values
-        rows, columns = features.shape[2:]
-        return pooling_weights(rows, columns, self.options.grid, device=values.device).to(values.dtype) @ values
+        cells, places = values.shape[1], self.options.grid**2
+        return pooling_weights(cells, places, values) @ values if 0 < places < cells else values
 
     def grid(self, size: int) -> tuple[int, int]:
-        """Rows and columns of the grid for images of `size` pixels a side."""
-        if self.options.grid:
-            return self.options.grid, self.options.grid
+        """Rows and columns of the grid of places for images of `size` pixels a side."""
+        side = self.options.grid or self._side(size)
+        return side, side
+
+    def cells(self, size: int) -> int:
+        """Number C of annotations of such an image."""
+        return min(self.options.grid or self._side(size), self._side(size)) ** 2
+
+    def _side(self, size: int) -> int:
         weights = next(self.trunk.parameters())
         was_training = self.trunk.training
         with torch.inference_mode():
-            rows, columns = self.trunk.eval()(weights.new_zeros(1, 3, size, size)).shape[-2:]
+            side: int = self.trunk.eval()(weights.new_zeros(1, 3, size, size)).shape[-1]
         self.trunk.train(was_training)
-        return rows, columns
+        return side
 
 
-def pooling_weights(rows: int, columns: int, grid: int, *, device: torch.device) -> Tensor:
-    """Adaptive average pooling as a linear map, float32 (grid * grid, rows * columns).
+def pooling_weights(cells: int, places: int, like: Tensor) -> Tensor:
+    """Adaptive average pooling from one square grid to another as a linear map (places, cells).
 
-    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels. It is
-    made where it is needed: nothing may come from the host while CUDA graphs are captured.
+    like : a tensor whose type and device it gets
+    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels. Outside
+    of exports it is made once, where it is needed: nothing may come from the host while CUDA graphs are captured.
     """
+    make = _pooling_weights if torch.compiler.is_exporting() else _kept_pooling_weights
+    return make(math.isqrt(cells), math.isqrt(places), like.dtype, like.device)
 
-    def along(size: int) -> Tensor:
-        cells = torch.arange(grid, device=device)[:, None]
-        places = torch.arange(size, device=device)
-        inside = (places >= cells * size // grid) & (places * grid < (cells + 1) * size)
-        return inside / inside.sum(dim=1, keepdim=True)
 
-    return torch.kron(along(rows), along(columns))
+def _pooling_weights(side: int, grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    places = torch.arange(grid, device=device)[:, None]
+    cells = torch.arange(side, device=device)
+    inside = (cells >= places * side // grid) & (cells * grid < (places + 1) * side)
+    along = inside / inside.sum(dim=1, keepdim=True)
+    return torch.kron(along, along).to(dtype)
+
+
+@cache
+def _kept_pooling_weights(side: int, grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # a tensor of that mode could never be a part of training
+        return _pooling_weights(side, grid, dtype, device)
 
 
 def encoder_names() -> tuple[str, ...]:

@@ -46,8 +46,8 @@ class _Member:
         self.device = captioner.mean.device
         self._decoder = captioner.decoder
         self._annotations = captioner.annotate(torch.from_numpy(images).to(self.device))
-        self._state = self._decoder.initial_rows(self._annotations.values, options.beam)
-        places = self._annotations.values.shape[1]
+        self._state = self._decoder.initial_rows(self._annotations, options.beam)
+        places = self._annotations.keys.shape[1]
         self._glimpses = glimpses_of(images, options, self._decoder.options.attention, places=places)
 
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

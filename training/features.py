@@ -86,7 +86,6 @@ def cached_annotations(
     Raises OutputError if the cache is damaged, another process computes it, or the disk is full, and DataError if an
     annotation is beyond float16's range.
     """
-    rows, columns = captioner.encoder.grid(spec.size)
     contents = _Contents(
         format_version=_FORMAT_VERSION,
         encoder=captioner.encoder.options.name,
@@ -95,7 +94,7 @@ def cached_annotations(
         preprocessing=spec.fingerprint(),
         precision=precision,
         images=_json_hash(list(images)),
-        shape=(len(images), rows * columns, captioner.encoder.width),
+        shape=(len(images), captioner.encoder.cells(spec.size), captioner.encoder.width),
     )
     cache = _Cache(folder, contents)
     if cache.finished() < len(images):

@@ -29,7 +29,7 @@ def step_inputs(decoder: Decoder) -> tuple[str, ...]:
 
 
 class EncoderGraph(nn.Module):
-    """pixels uint8 (B, S, S, 3) to annotations (B, L, D), keys (B, L, A), hidden (B, H) and cell (B, H)."""
+    """pixels uint8 (B, S, S, 3) to annotations (B, C, D), keys (B, L, A), hidden (B, H) and cell (B, H)."""
 
     def __init__(self, captioner: Captioner) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class EncoderGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Everything the search needs of an image, once."""
         annotations = self.captioner.annotate(pixels)
-        return *annotations, *self.captioner.decoder.initial_state(annotations.values)
+        return *annotations, *self.captioner.decoder.initial_state(annotations)
 
 
 class StepGraph(nn.Module):
@@ -65,7 +65,7 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Continue every live row by its best words.
 
-        annotations (B, L, D), keys (B, L, A), hidden and cell (B, K, H); tokens int64 and scores float32 (B, K);
+        annotations (B, C, D), keys (B, L, A), hidden and cell (B, K, H); tokens int64 and scores float32 (B, K);
         slots int64 (B,), hypotheses still to be found; word_bias float32 (V,), added to the log-probs.
         noise float32 (B, K, L) and sampled bool (B,), of hard attention alone: see `training.model.Choice`.
         A row is live where its score is finite and its token is not `<end>`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saccade.errors import ConfigError
-from training.encoders import Encoder, EncoderOptions
+from training.encoders import Encoder, EncoderOptions, pooling_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +72,41 @@ _SIZES = ("attention_layers", "initial_layers", "output_layers", "attention_widt
 
 
 class Annotations(NamedTuple):
-    """values (B, L, D) and their attention projection keys (B, L, A), computed once per image."""
+    """What the decoder looks at, computed once per image.
+
+    values : (B, C, D), of the encoder's cells
+    keys : (B, L, A), the attention's projections of the places that it chooses from
+    Places are cells, L = C, or a finer grid that cells are pooled to, L > C. Annotations of such places are means of
+    cells, and are never computed: whatever is linear in them is computed of the cells.
+    """
 
     values: Tensor
     keys: Tensor
+
+    def expected(self, alphas: Tensor) -> Tensor:
+        """Means of the places' annotations, (B, K, D), weighted by alphas (B, K, L)."""
+        pooling = self._pooling(alphas)
+        weights = alphas if pooling is None else alphas @ pooling
+        return weights.to(self.values.dtype) @ self.values
+
+    def at(self, places: Tensor) -> Tensor:
+        """Annotations (B, K, D) of places int64 (B, K)."""
+        pooling = self._pooling(self.values)
+        if pooling is None:
+            return self.values.gather(1, places[..., None].expand(-1, -1, self.values.shape[-1]))
+        return pooling[places] @ self.values
+
+    def mean(self) -> Tensor:
+        """The mean annotation (B, D) of all places."""
+        pooling = self._pooling(self.values)
+        if pooling is None:
+            return self.values.mean(dim=1)
+        return (pooling.mean(dim=0, keepdim=True) @ self.values).squeeze(1)
+
+    def _pooling(self, like: Tensor) -> Tensor | None:
+        """Shares (L, C) of the cells in each place; None where they are the same."""
+        cells, places = self.values.shape[1], self.keys.shape[1]
+        return pooling_weights(cells, places, like) if places > cells else None
 
 
 class DecoderState(NamedTuple):
@@ -125,16 +156,12 @@ class Attention(nn.Module):
         """
         energies = self.energies(query, annotations.keys)
         alphas = energies.softmax(dim=-1)  # Eq. 5
-        # Soft attention: the expected annotation, Eq. 13.
-        context = alphas.to(annotations.values.dtype) @ annotations.values
+        context = annotations.expected(alphas)  # soft attention, Eq. 13
         if choice is None:
             return Glimpse(context, alphas, None)
-        places = (energies + choice.noise).argmax(
-            dim=-1, keepdim=True
-        )  # hard attention: s_t ~ Multinoulli(alpha), Eq. 8
-        chosen = annotations.values.gather(1, places.expand(-1, -1, context.shape[-1]))  # Eq. 9
-        context = torch.where(choice.sampled[:, None, None], chosen, context)
-        return Glimpse(context, alphas, energies.log_softmax(dim=-1).gather(2, places).squeeze(-1))
+        places = (energies + choice.noise).argmax(dim=-1)  # hard attention: s_t ~ Multinoulli(alpha), Eq. 8
+        context = torch.where(choice.sampled[:, None, None], annotations.at(places), context)  # Eq. 9
+        return Glimpse(context, alphas, energies.log_softmax(dim=-1).gather(2, places[..., None]).squeeze(-1))
 
     def energies(self, query: Tensor, keys: Tensor) -> Tensor:
         """How well each place answers (B, K, L), at least float32 (Eq. 4); query (B, K, A), keys (B, L, A)."""
@@ -208,23 +235,32 @@ class Decoder(nn.Module):
                 forget.uniform_(1, self.options.memory - 1).log_()
                 enter.copy_(-forget)
 
-    def annotate(self, values: Tensor) -> Annotations:
-        """Annotations with their keys; values (B, L, E) are the encoder's, still of its own width."""
-        if self.project is not None:
-            values = self.dropout(F.relu(self.project(values)))
-        return Annotations(values, self.attention.keys(values))
+    def annotate(self, values: Tensor, *, places: int = 0) -> Annotations:
+        """Annotations with their keys; values (B, C, E) are the encoder's, still of its own width.
 
-    def initial_state(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        places : L, where cells are pooled to more places than they are; 0 takes them as places
+        """
+        keys, cells = self.attention.keys, values.shape[1]
+        pooling = pooling_weights(cells, places, values) if places > cells else None
+        if self.project is not None:
+            pooled = values if pooling is None else pooling @ values
+            values, pooling = self.dropout(F.relu(self.project(pooled))), None
+        if pooling is None:
+            return Annotations(values, keys(values))
+        # A bias stays what it is, as the cells' shares in a place add up to one.
+        return Annotations(values, pooling @ keys(values) if isinstance(keys, nn.Linear) else keys(pooling @ values))
+
+    def initial_state(self, annotations: Annotations) -> tuple[Tensor, Tensor]:
         """Hidden and cell (B, H) predicted from the mean annotation (section 3.1.2)."""
-        mean = values.mean(dim=1)
+        mean = annotations.mean()
         hidden, cell = self.initial_hidden(mean), self.initial_cell(mean)
         if self.options.initial_nonlinearity == "none":
             return hidden, cell
         return torch.tanh(hidden), torch.tanh(cell)
 
-    def initial_rows(self, values: Tensor, rows: int) -> DecoderState:
+    def initial_rows(self, annotations: Annotations, rows: int) -> DecoderState:
         """The initial state of `rows` rows per image, (B, K, H); a view."""
-        return DecoderState(*(part[:, None].expand(-1, rows, -1) for part in self.initial_state(values)))
+        return DecoderState(*(part[:, None].expand(-1, rows, -1) for part in self.initial_state(annotations)))
 
     def step(
         self, tokens: Tensor, state: DecoderState, annotations: Annotations, choice: Choice | None = None
@@ -252,7 +288,7 @@ class Decoder(nn.Module):
         """
         embedded = self.dropout(self.embedding(tokens))
         rows = tokens.shape[1]
-        state = self.initial_rows(annotations.values, rows)
+        state = self.initial_rows(annotations, rows)
         hiddens, glimpses = [], []
         for time, (from_word, lasting) in enumerate(
             zip(self.from_word(embedded).unbind(dim=2), _lasting_rows(mask), strict=True)
@@ -339,13 +375,12 @@ class Captioner(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def annotate(self, images: Tensor) -> Annotations:
-        """Annotations of pixels uint8 (B, S, S, 3), or of what the encoder made of them before, float16 (B, L, D)."""
-        if images.dtype == torch.uint8:
-            return self.decoder.annotate(self.encode(images))
-        return self.decoder.annotate(images.to(self.mean.dtype))
+        """Annotations of pixels uint8 (B, S, S, 3), or of what the encoder made of them before, float16 (B, C, D)."""
+        values = self.encode(images) if images.dtype == torch.uint8 else images.to(self.mean.dtype)
+        return self.decoder.annotate(values, places=self.encoder.options.grid**2)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Annotation values (B, L, D) of pixels uint8 (B, S, S, 3), without their keys."""
+        """Annotation values (B, C, D) of pixels uint8 (B, S, S, 3), without their keys."""
         images = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         values: Tensor = self.encoder(images.to(self.decoder.embedding.weight.dtype))
         return values

@@ -59,7 +59,7 @@ class Likelihood:
             own = options.scheduled_sampling * done
             batch = batch._replace(tokens=with_own_words(decoder, batch.tokens, annotations, own))
         if self._config.decoder.attention == "hard":
-            hard, places = self._config.hard, annotations.values.shape[1]
+            hard, places = self._config.hard, annotations.keys.shape[1]
             batch = repeated(batch, hard.samples)
             images, rows, steps = batch.tokens.shape
             choices = draw_choices(images, rows, steps, places, hard, batch.tokens.device)

@@ -24,7 +24,7 @@ def with_own_words(decoder: Decoder, tokens: Tensor, annotations: Annotations, s
     own = torch.rand(tokens.shape, device=tokens.device) < share
     fed = [tokens[..., 0]]
     with as_it_captions(decoder), torch.no_grad():
-        state = decoder.initial_rows(annotations.values, tokens.shape[1])
+        state = decoder.initial_rows(annotations, tokens.shape[1])
         for time in range(1, tokens.shape[2]):
             logits, _, state = decoder.step(fed[-1], state, annotations)
             fed.append(torch.where(own[..., time], drawn(logits), tokens[..., time]))
@@ -47,7 +47,7 @@ def drawn_captions(
     Each word is drawn from the prediction after the words before it; in the first `greedy_rows` rows of an image it is
     the likeliest one. What follows an `end` is `end` again. Draws come from torch's global random state.
     """
-    state = decoder.initial_rows(annotations.values, rows)
+    state = decoder.initial_rows(annotations, rows)
     said = state.hidden.new_full(state.hidden.shape[:2], start, dtype=torch.int64)
     ended = torch.zeros_like(said, dtype=torch.bool)
     words: list[Tensor] = []

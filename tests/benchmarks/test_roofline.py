@@ -53,7 +53,7 @@ def test_bytes_are_what_has_to_come_and_go() -> None:
     assert work[KEYS].bytes == 4 * (2 * 49 * 160 + 160 * 128 + 128 + 2 * 49 * 128)  # with weights and biases
 
 
-@pytest.mark.parametrize("kind", ["tiny_bundle", "hard_bundle"])
+@pytest.mark.parametrize("kind", ["tiny_bundle", "hard_bundle", "pooled_bundle"])
 def test_every_operator_of_other_models_has_a_part(kind: str, request: pytest.FixtureRequest) -> None:
     for graph, names in PARTS.items():
         parts, work = parts_and_work(request.getfixturevalue(kind), graph, images=2, beam=3)
@@ -76,7 +76,7 @@ def test_the_counters_are_added_up_to_the_parts_of_both_graphs() -> None:
         for part in found.parts:
             assert part.ms == pytest.approx(sum(part.kinds.values()))
             assert part.bound_ms == CEILINGS.bound_ms(Work(part.multiply_adds, part.bytes))
-        assert found.ms > 0
+            assert part.ms > 0
     convolutions = encoder.parts[0].kinds["Convolution, f32"]
     assert convolutions > encoder.ms / 2
     assert encoder.ms > step.ms

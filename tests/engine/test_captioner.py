@@ -90,7 +90,8 @@ def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]])
         assert a.score == pytest.approx(b.score, abs=1e-4)
         assert a.alphas is not None
         assert b.alphas is not None
-        assert a.alphas.shape == b.alphas.shape == (len(a.tokens), 16)
+        assert a.alphas.shape == b.alphas.shape
+        assert a.alphas.shape in ((len(a.tokens), 16), (len(a.tokens), 36))
         np.testing.assert_allclose(a.alphas, b.alphas, rtol=0, atol=1e-4)
         np.testing.assert_allclose(a.alphas.sum(axis=1), 1, rtol=0, atol=1e-5)
 
@@ -112,6 +113,16 @@ def test_the_backends_caption_alike_and_look_at_the_same_places(tiny_bundle: Pat
         )
         for found in others:
             assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["expected", "argmax", "sample"])
+def test_the_backends_caption_alike_where_places_are_more_than_cells(pooled_bundle: Path, mode: str) -> None:
+    expected, *others = (
+        hypotheses(pooled_bundle, backend=name, precision="fp32", decode_mode=mode) for name in reversed(CPU_BACKENDS)
+    )
+    assert {one.alphas.shape[1] for image in expected for one in image if one.alphas is not None} == {36}
+    for found in others:
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -594,21 +605,26 @@ def test_where_a_capture_is_refused_the_graph_runs_as_it_is(
 @pytest.mark.gpu
 @pytest.mark.parametrize("beam", [1, 3, 5])
 @pytest.mark.parametrize("backend", ["ort-tensorrt", "ort-cuda", "pytorch-cuda"])
-def test_backends_on_a_gpu_caption_as_the_reference(tiny_bundle: Path, backend: str, beam: int) -> None:
+@pytest.mark.parametrize("kind", ["tiny_bundle", "pooled_bundle"])
+def test_backends_on_a_gpu_caption_as_the_reference(
+    kind: str, backend: str, beam: int, request: pytest.FixtureRequest
+) -> None:
     skip_without(backend)
-    expected = hypotheses(tiny_bundle, backend="pytorch", beam=beam)
-    assert_same(hypotheses(tiny_bundle, backend=backend, precision="fp32", beam=beam), expected)
+    bundle = request.getfixturevalue(kind)
+    expected = hypotheses(bundle, backend="pytorch", beam=beam)
+    assert_same(hypotheses(bundle, backend=backend, precision="fp32", beam=beam), expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["tiny_bundle", "pooled_bundle"])
 def test_the_graphs_that_pytorch_captures_on_a_gpu_caption_as_the_reference(
-    tiny_bundle: Path, precision: Precision
+    kind: str, precision: Precision, request: pytest.FixtureRequest
 ) -> None:
     """Run here without a GPU, and so without the capture. Of 16 bits, only that few captions change."""
-    bundle = Bundle.open(tiny_bundle)
+    bundle = Bundle.open(request.getfixturevalue(kind))
     opened = open_pytorch_cuda(bundle, threads=1, precision=precision, device="cpu")
     found = Captioner(bundle, opened, CaptionOptions(search=search_options())).caption_pixels(PICTURES)
-    expected = hypotheses(tiny_bundle, backend="pytorch")
+    expected = hypotheses(bundle.path, backend="pytorch")
     same = sum(a[0].tokens == b[0].tokens for a, b in zip(found, expected, strict=True))
     assert same >= {"fp32": 12, "fp16": 11, "bf16": 8}[precision]
 

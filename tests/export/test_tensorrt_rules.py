@@ -50,8 +50,11 @@ def test_the_graphs_of_the_example_keep_all_rules(graph: str, beam: int) -> None
 
 
 @pytest.mark.parametrize("graph", ["encoder", "step"])
-def test_graphs_of_hard_attention_keep_all_rules(graph: str, hard_bundle: Path) -> None:
-    require_rules(hard_bundle / f"{graph}.onnx", beam=3)
+@pytest.mark.parametrize("kind", ["hard_bundle", "pooled_bundle"])
+def test_graphs_of_hard_attention_and_of_finer_grids_keep_all_rules(
+    graph: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    require_rules(request.getfixturevalue(kind) / f"{graph}.onnx", beam=3)
 
 
 @pytest.mark.parametrize(

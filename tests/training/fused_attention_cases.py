@@ -35,7 +35,7 @@ def compare(device: str, places: int, **options: Any) -> None:
     width = model.decoder.annotation_width
     annotations = Annotations(*(torch.randn(3, places, size).to(device) for size in (width, WIDTH)))
     tokens = torch.randint(0, 9, (3, 5)).to(device)
-    state = model.decoder.step(tokens, model.decoder.initial_rows(annotations.values, 5), annotations)[2]
+    state = model.decoder.step(tokens, model.decoder.initial_rows(annotations, 5), annotations)[2]
     expected = model.decoder.step(tokens, state, annotations)
     found = fused.decoder.step(tokens, state, annotations)
     torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=1e-5)

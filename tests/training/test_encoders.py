@@ -23,19 +23,21 @@ def test_every_encoder_gives_the_grid_and_width_it_promises(name: str) -> None:
     assert annotations.shape == (2, (64 // stride) ** 2, encoder.width)
 
 
-@pytest.mark.parametrize(("rows", "columns", "grid"), [(8, 8, 14), (7, 5, 3), (4, 9, 4), (6, 6, 1), (1, 2, 5)])
-def test_pooling_is_pytorchs_as_a_matrix(rows: int, columns: int, grid: int) -> None:
-    features = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(0))
-    weights = pooling_weights(rows, columns, grid, device=torch.device("cpu"))
+@pytest.mark.parametrize(("side", "grid"), [(8, 14), (7, 3), (4, 9), (6, 1), (1, 5), (5, 5)])
+def test_pooling_is_pytorchs_as_a_matrix(side: int, grid: int) -> None:
+    features = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    weights = pooling_weights(side**2, grid**2, features)
     found = weights @ features.flatten(2).transpose(1, 2)
     torch.testing.assert_close(found, F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2))
 
 
 def test_pooling_gives_the_grid_asked_for() -> None:
-    encoder = Encoder(EncoderOptions(name="compact", grid=5)).eval()
-    assert encoder.grid(48) == (5, 5)
-    assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, 25, 160)
-    assert Encoder(EncoderOptions(name="compact")).grid(48) == (3, 3)
+    """The compact encoder has 3 x 3 cells here: a coarser grid is made of them, a finer one is left to the decoder."""
+    for grid, places, cells in ((2, 2, 4), (0, 3, 9), (5, 5, 9)):
+        encoder = Encoder(EncoderOptions(name="compact", grid=grid)).eval()
+        assert encoder.grid(48) == (places, places)
+        assert encoder.cells(48) == cells
+        assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, cells, 160)
 
 
 def reference_input() -> torch.Tensor:

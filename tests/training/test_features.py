@@ -25,7 +25,7 @@ from saccade.errors import DataError, OutputError
 from saccade.preprocessing import PreprocessSpec
 from training.encoders import EncoderOptions
 from training.features import FeatureSource, Precision, cached_annotations
-from training.model import Annotations, Captioner, DecoderOptions, DecoderState, build_captioner
+from training.model import Captioner, DecoderOptions, build_captioner
 
 SPEC = PreprocessSpec(size=32, geometry="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -108,8 +108,8 @@ def test_rounding_moves_the_next_words_by_less_than_a_thousandth(tmp_path: Path)
     rounded = torch.from_numpy(cached(tmp_path, model)[:]).float()
 
     def step(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        annotations = Annotations(*model.decoder.annotate(values))
-        state = DecoderState(*(part[:, None] for part in model.decoder.initial_state(values)))
+        annotations = model.decoder.annotate(values)
+        state = model.decoder.initial_rows(annotations, 1)
         logits, alphas, _ = model.decoder.step(torch.full((len(values), 1), 3), state, annotations)
         return logits, alphas
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from saccade.decoding import Arrays, HostDecoding
 from saccade.search import SearchOptions, search
@@ -19,11 +22,11 @@ from training.model import Annotations, Captioner, Choice, DecoderOptions, Decod
 END = 2
 
 
-def captioner(**options: object) -> Captioner:
+def captioner(*, grid: int = 0, **options: object) -> Captioner:
     torch.manual_seed(0)
     decoder = DecoderOptions(attention_width=7, embedding_width=6, hidden_width=5, dropout=0.0, **options)  # type: ignore[arg-type]
     return build_captioner(
-        EncoderOptions(name="compact"), decoder, words=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+        EncoderOptions(name="compact", grid=grid), decoder, words=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
     ).eval()
 
 
@@ -144,7 +147,7 @@ def test_teacher_forcing_gives_the_logits_of_stepping(gate: str, output: str, qu
     with torch.inference_mode():
         annotations = model.annotate(pixels)
         logits, alphas, _ = model.decoder.teacher_forced(tokens, mask, annotations)
-        hidden, cell = model.decoder.initial_state(annotations.values)
+        hidden, cell = model.decoder.initial_state(annotations)
         state = DecoderState(hidden[:, None].expand(-1, 2, -1), cell[:, None].expand(-1, 2, -1))
         every = []
         for time in range(4):
@@ -168,7 +171,7 @@ def test_rows_whose_captions_have_ended_are_left_out_of_the_loop(attention: str)
         annotations = model.annotate(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
         logits, alphas, places = model.decoder.teacher_forced(tokens, mask, annotations, choices)
         assert rows == [3, 2, 2, 1]
-        state = model.decoder.initial_rows(annotations.values, 3)
+        state = model.decoder.initial_rows(annotations, 3)
         every = []
         for time in range(4):
             choice = choices[time] if choices else None
@@ -195,6 +198,28 @@ def test_attention_by_hand() -> None:
     expected = energies.exp() / energies.exp().sum()
     torch.testing.assert_close(alphas[0, 0], expected)
     torch.testing.assert_close(context[0, 0], expected[0] * values[0, 0] + expected[1] * values[0, 1])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention_layers": 2}, {"keys_nonlinearity": "tanh"}, {"annotation_width": 11}], ids=str
+)
+def test_a_finer_grid_is_pooled_without_its_annotations(changes: dict[str, Any]) -> None:
+    """Cells of 2 x 2 and 5 x 5 places: all is as if PyTorch had pooled the features to annotations of the places."""
+    model = captioner(attention="hard", grid=5, **changes)
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        features = model.encode(pixels).transpose(1, 2).reshape(2, -1, 2, 2)
+        pooled = model.decoder.annotate(F.adaptive_avg_pool2d(features, 5).flatten(2).transpose(1, 2))
+        found = model.annotate(pixels)
+        assert pooled.values.shape[1] == pooled.keys.shape[1] == found.keys.shape[1] == 25
+        assert found.values.shape[1] == (25 if "annotation_width" in changes else 4)
+        torch.testing.assert_close(found.keys, pooled.keys)
+        states = [model.decoder.initial_rows(one, 3) for one in (found, pooled)]
+        torch.testing.assert_close(*states)
+        tokens = torch.tensor([[1, 4, 5], [6, 7, 2]])
+        choice = Choice(torch.randn(2, 3, 25), torch.tensor([True, False]))
+        steps = [model.decoder.step(tokens, states[0], one, choice) for one in (found, pooled)]
+    torch.testing.assert_close(*steps)
 
 
 def test_annotations_are_brought_to_the_decoders_width_once_and_before_all_else() -> None:

@@ -193,7 +193,7 @@ def test_scores_alphas_and_states_are_those_of_the_description(name: str, tmp_pa
     hidden, cell = theirs.initial(annotations.astype(np.float64))
     with torch.inference_mode():
         annotated = ours.annotate(torch.from_numpy(annotations)[None])
-        state = ours.initial_rows(annotated.values, 1)
+        state = ours.initial_rows(annotated, 1)
         np.testing.assert_allclose(state.hidden[0, 0], hidden, atol=2e-6)
         np.testing.assert_allclose(state.cell[0, 0], cell, atol=2e-6)
         for word in (-1, 5, 29, 0, 1, 17):
@@ -274,8 +274,8 @@ def test_captions_of_the_exported_step_are_those_of_the_releases_search(
     rng, decoder = np.random.default_rng(5), checkpoint.captioner.decoder
     annotations = 6 * rng.normal(size=(3, PLACES, ANNOTATION)).astype(np.float32)
     with torch.inference_mode():
-        values = torch.from_numpy(annotations)
-        encoded = [*decoder.annotate(values), *decoder.initial_state(values)]
+        annotated = decoder.annotate(torch.from_numpy(annotations))
+        encoded = [*annotated, *decoder.initial_state(annotated)]
     named = dict(zip(("annotations", "keys", "hidden", "cell"), (part.numpy() for part in encoded), strict=True))
     lengths = set()
     for beam in (1, 3, 5):

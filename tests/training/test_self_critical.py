@@ -55,7 +55,7 @@ def self_critical(baseline: Baseline, samples: int) -> SelfCritical:
 def log_prob(decoder: Decoder, annotations: Annotations, caption: tuple[int, ...]) -> Tensor:
     """log p(y | a) without dropout, word by word."""
     decoder.eval()
-    state, before, total = decoder.initial_rows(annotations.values, 1), START, torch.zeros((), dtype=torch.float64)
+    state, before, total = decoder.initial_rows(annotations, 1), START, torch.zeros((), dtype=torch.float64)
     for word in caption:
         logits, _, state = decoder.step(torch.tensor([[before]]), state, annotations)
         total = total + logits.log_softmax(-1)[0, 0, word]
@@ -149,7 +149,7 @@ def test_rows_that_are_greedy_say_the_likeliest_words(decoder: Decoder, annotati
     with torch.no_grad():
         decoder.output.bias[END] -= 3
     found = drawn_captions(decoder, annotations, rows=5, greedy_rows=2, start=START, end=END, max_length=4)
-    state, said = decoder.initial_rows(annotations.values, 1), torch.tensor([[START]])
+    state, said = decoder.initial_rows(annotations, 1), torch.tensor([[START]])
     for place in range(4):
         logits, _, state = decoder.step(said, state, annotations)
         said = logits.argmax(dim=-1)
