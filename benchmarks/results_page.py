@@ -1,4 +1,4 @@
-"""Tables of docs/results.md, docs/benchmarks.md and docs/backends.md: what models reach, and how fast all is.
+"""Tables of docs/results.md, benchmarks.md, backends.md and performance.md: what models reach, and how fast all is.
 
 They are made of result files and stand between pairs of markers; only they are written, the text around them is a
 person's. A table is of a folder or of a file, relative to the page; one that is not there yet is called not measured:
@@ -11,6 +11,7 @@ person's. A table is of a folder or of a file, relative to the page; one that is
     <!-- speed FILE -->           the ratios of `python -m benchmarks.training`, from its last line
     <!-- peers FILE -->           the last line of `python -m benchmarks.peers`
     <!-- throughput FILE -->      that of `python -m benchmarks.throughput`
+    <!-- roofline FILE -->        that of `python -m benchmarks.roofline`
     <!-- repeatability FILE -->   that of `python -m benchmarks.repeatability`
     <!-- benchmark FILE -->       what `saccade benchmark --out` wrote: a single stream, rates by level, a server
     <!-- guard FILE -->           the figures of `python -m benchmarks.guard --write`
@@ -29,7 +30,8 @@ import click
 from benchmarks import speed_tables, trained_tables
 from saccade.errors import DataError
 
-PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("results.md", "benchmarks.md", "backends.md"))
+_NAMES = ("results.md", "benchmarks.md", "backends.md", "performance.md")
+PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in _NAMES)
 
 _MARKED = re.compile(r"(<!-- (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _UNMEASURED = "Not measured yet."

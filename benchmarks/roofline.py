@@ -268,6 +268,7 @@ def main(
             except BackendError as error:
                 click.echo(f"{precision}: not available here: {error}", err=True)
                 absent[precision] = str(error)
+                del ceilings[precision]
     click.echo(table(found))
     about = {"ceilings": {name: asdict(one) for name, one in ceilings.items()}, "unavailable": absent}
     options = {"batch": batch, "beam": list(beams), "threads": threads}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -70,6 +70,35 @@ def _throughput(file: Path) -> str:
     columns = ("beam", "side", "images/s, median", "lowest to highest", "times the loop", "shares of the time")
     command = _command("benchmarks.throughput", options)
     return _joined(measured, _environment(record), command, markdown_table(columns, rows))
+
+
+def _roofline(file: Path) -> str:
+    record = _last_line(file)
+    options, ceilings = record["options"], record["ceilings"]
+    rates = ", ".join(
+        f"{name} {found['multiply_adds_per_s'] / 1e9:,.0f} thousand million multiply-adds/s"
+        for name, found in ceilings.items()
+    )
+    copied = statistics.median(found["bytes_per_s"] for found in ceilings.values()) / 1e9
+    measured = f"Batches of {options['batch']}; one large product: {rates}; a copy: {copied:.0f} GB/s read and written"
+    tables = (_parts(record["profiles"], graph) for graph in ("encoder", "step"))
+    where = _where(_machine(file, record))
+    command = _command("benchmarks.roofline", options)
+    return _joined(measured, where, command, *tables, _absent(record["unavailable"]))
+
+
+def _parts(profiles: Sequence[Mapping[str, Any]], graph: str) -> str:
+    found = [one for one in profiles if one["graph"] == graph]
+    rows = [
+        (
+            f"{one['precision']}, beam {one['beam']}" if graph == "step" else one["precision"],
+            f"{sum(part['ms'] for part in one['parts']):.1f}",
+            *(f"{part['ms']:.2f} ({part['ms'] / part['bound_ms']:.1f})" for part in one["parts"]),
+        )
+        for one in found
+    ]
+    names = [part["name"] for part in found[0]["parts"]]
+    return markdown_table((f"{graph}: ms, and how many times the bound", "all", *names), rows)
 
 
 def _repeatability(file: Path) -> str:
@@ -196,6 +225,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed": _speed,
     "peers": _peers,
     "throughput": _throughput,
+    "roofline": _roofline,
     "repeatability": _repeatability,
     "benchmark": _benchmark,
     "guard": _guard,

@@ -109,4 +109,4 @@ def test_the_command_ends_in_a_line_of_json_and_says_what_is_not_there(monkeypat
     assert record["machine"]["cores"] >= 1
     monkeypatch.setattr("benchmarks.roofline.profile", refuse)
     record = json.loads(CliRunner().invoke(main, [*arguments, "--precision", "bf16"]).stdout.splitlines()[-1])
-    assert record["unavailable"] == {"bf16": "no such instructions"}
+    assert (record["unavailable"], record["ceilings"]) == ({"bf16": "no such instructions"}, {})

@@ -288,3 +288,33 @@ def test_a_gpu_has_rates_by_where_pixels_are_and_ratios_to_the_loop_of_the_same_
     alone = shown("gpu_rates", tmp_path)
     assert [line[-2:] for line in rows(alone)[1:]] == [["", "25%"]] * 2
     assert "loop, beam" not in "".join(alone)
+
+
+def test_a_roofline_has_each_part_with_how_many_times_its_bound_it_takes(tmp_path: Path) -> None:
+    def profile(graph: str, beam: int, **parts: tuple[float, float]) -> dict[str, Any]:
+        found = [{"name": name, "ms": ms, "bound_ms": bound} for name, (ms, bound) in parts.items()]
+        return {"graph": graph, "precision": "bf16", "beam": beam, "parts": found}
+
+    record = {
+        "profiles": [
+            profile("encoder", 1, annotations=(30.0, 20.0)),
+            profile("step", 1, context=(1.0, 0.5), output=(2.0, 2.0)),
+            profile("step", 3, context=(1.5, 0.5), output=(6.0, 4.0)),
+        ],
+        "options": {"batch": 16, "beam": [1, 3], "threads": 2},
+        "ceilings": {"bf16": {"multiply_adds_per_s": 2.4e11, "bytes_per_s": 3e10}},
+        "unavailable": {"int8": "no VNNI"},
+        "machine": asdict(MACHINE),
+    }
+    measured, where, command, *table, absent = section("roofline", tmp_path, record)
+    assert "bf16 240 thousand million multiply-adds/s; a copy: 30 GB/s" in measured
+    assert where == WHERE
+    assert command == "`python -m benchmarks.roofline --batch 16 --beam 1 --beam 3 --threads 2`"
+    assert rows(table) == [
+        ["encoder: ms, and how many times the bound", "all", "annotations"],
+        ["bf16", "30.0", "30.00 (1.5)"],
+        ["step: ms, and how many times the bound", "all", "context", "output"],
+        ["bf16, beam 1", "3.0", "1.00 (2.0)", "2.00 (1.0)"],
+        ["bf16, beam 3", "7.5", "1.50 (3.0)", "6.00 (1.5)"],
+    ]
+    assert absent == "- int8: not available here: no VNNI"
