@@ -41,7 +41,7 @@ from engine.backends.base import BACKENDS
 from engine.captioner import Captioner, CaptionOptions
 from export.bundle import ExportOptions
 from saccade.bundle import Bundle, Precision
-from saccade.errors import BackendError
+from saccade.errors import BackendError, BundleError
 from saccade.search import SearchOptions
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ _SIDE = 2048
 _COPIED = 1 << 28
 _SHOWN = 0.01
 _CALIBRATION = 48
+_FLOATS = {"int8": "bf16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +99,17 @@ class Profile:
 
 
 def profile(
-    bundle: Bundle, precision: Precision, pixels: NDArray[np.uint8], ceilings: Ceilings, *, beam: int, threads: int
+    bundle: Bundle,
+    precision: Precision,
+    pixels: NDArray[np.uint8],
+    ceilings: Mapping[str, Ceilings],
+    *,
+    beam: int,
+    threads: int,
 ) -> list[Profile]:
     """Caption the pixels uint8 (B, S, S, 3) as one batch, some times over, and read the counters of both graphs.
 
+    ceilings : of the precision, and of the step graph's, which has no 8-bit integers
     Raises BackendError where OpenVINO has no such arithmetic here.
     """
     entry = replace(BACKENDS["openvino"], arguments={"counters": True})
@@ -115,18 +123,18 @@ def profile(
                 precision=precision,
                 batch=len(pixels),
                 beam=beam,
-                parts=_parts(name, backend, precision, ceilings),
+                parts=_parts(name, backend, ceilings[computed], float_bytes=4 if computed == "fp32" else 2),
             )
-            for name in PARTS
+            for name, computed in (("encoder", precision), ("step", _FLOATS.get(precision, precision)))
         ]
 
 
-def _parts(name: str, backend: BufferedBackend, precision: Precision, ceilings: Ceilings) -> list[Part]:
+def _parts(name: str, backend: BufferedBackend, ceilings: Ceilings, *, float_bytes: int) -> list[Part]:
     graph = cast("Graph", backend.executors[name])
     ((shapes, compiled),) = graph.compiled.items()
     model = graph.model(dict(zip((tensor.name for tensor in graph.spec.inputs), shapes, strict=True)))
     parts = parts_of(model, name)
-    work = work_of(model, parts, float_bytes=4 if precision == "fp32" else 2)
+    work = work_of(model, parts, float_bytes=float_bytes)
     kinds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for part, kind, ms in _counted(compiled.get_runtime_model(), parts):
         kinds[part][kind] += ms
@@ -178,12 +186,12 @@ def _fixed(ordered: Sequence[openvino.Node]) -> set[str]:
     return found
 
 
-def measure_ceilings(precision: Precision, *, threads: int) -> Ceilings:
+def measure_ceilings(precision: str, *, threads: int) -> Ceilings:
     """Of this machine, now."""
     return Ceilings(multiply_adds_per_s=_product_rate(precision, threads), bytes_per_s=_copy_rate(threads))
 
 
-def _product_rate(precision: Precision, threads: int) -> float:
+def _product_rate(precision: str, threads: int) -> float:
     given = ops.parameter((_SIDE, _SIDE), np.float32)
     weight = ops.constant(np.random.default_rng(0).uniform(-1, 1, (_SIDE, _SIDE)).astype(np.float32))
     sides = [_in_8_bits(one) if precision == "int8" else one for one in (given, weight)]
@@ -254,25 +262,25 @@ def main(
     machine = this_machine()
     threads = threads or machine.cores
     found: list[Profile] = []
-    ceilings: dict[str, Ceilings] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         opened = Bundle.open(bundle) if bundle else _imported(Path(folder), precisions)
         pixels = random_pixels(batch, opened.manifest.preprocessing.size)
+        used = dict.fromkeys((*precisions, *(_FLOATS[one] for one in precisions if one in _FLOATS)))
+        ceilings = {one: measure_ceilings(one, threads=threads) for one in used}
         for precision in precisions:
-            ceilings[precision] = measure_ceilings(precision, threads=threads)
             try:
                 for beam in beams:
-                    now = profile(opened, precision, pixels, ceilings[precision], beam=beam, threads=threads)
+                    now = profile(opened, precision, pixels, ceilings, beam=beam, threads=threads)
                     found += now if beam == beams[0] else now[1:]  # the encoder is the same at every beam
-            except BackendError as error:
+            except (BackendError, BundleError) as error:
                 click.echo(f"{precision}: not available here: {error}", err=True)
                 absent[precision] = str(error)
-                del ceilings[precision]
     click.echo(table(found))
     about = {"ceilings": {name: asdict(one) for name, one in ceilings.items()}, "unavailable": absent}
     options = {"batch": batch, "beam": list(beams), "threads": threads}
-    record = {"benchmark": "roofline", "profiles": [asdict(one) for one in found], "options": options}
+    model = {"encoder": opened.manifest.encoder} | asdict(opened.manifest.dimensions)
+    record = {"benchmark": "roofline", "model": model, "profiles": [asdict(one) for one in found], "options": options}
     click.echo(json.dumps(record | about | {"machine": asdict(machine)}))
 
 

@@ -80,7 +80,11 @@ def _roofline(file: Path) -> str:
         for name, found in ceilings.items()
     )
     copied = statistics.median(found["bytes_per_s"] for found in ceilings.values()) / 1e9
-    measured = f"Batches of {options['batch']}; one large product: {rates}; a copy: {copied:.0f} GB/s read and written"
+    model = record["model"]
+    measured = (
+        f"{model['encoder']}, {model['rows']} x {model['columns']} places, {model['words']:,} words; batches of "
+        f"{options['batch']}. One large product: {rates}; a copy: {copied:.0f} GB/s read and written"
+    )
     tables = (_parts(record["profiles"], graph) for graph in ("encoder", "step"))
     where = _where(_machine(file, record))
     command = _command("benchmarks.roofline", options)

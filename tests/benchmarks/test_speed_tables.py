@@ -302,11 +302,13 @@ def test_a_roofline_has_each_part_with_how_many_times_its_bound_it_takes(tmp_pat
             profile("step", 3, context=(1.5, 0.5), output=(6.0, 4.0)),
         ],
         "options": {"batch": 16, "beam": [1, 3], "threads": 2},
+        "model": {"encoder": "resnet18", "rows": 7, "columns": 7, "words": 9490},
         "ceilings": {"bf16": {"multiply_adds_per_s": 2.4e11, "bytes_per_s": 3e10}},
         "unavailable": {"int8": "no VNNI"},
         "machine": asdict(MACHINE),
     }
     measured, where, command, *table, absent = section("roofline", tmp_path, record)
+    assert measured.startswith("resnet18, 7 x 7 places, 9,490 words; batches of 16.")
     assert "bf16 240 thousand million multiply-adds/s; a copy: 30 GB/s" in measured
     assert where == WHERE
     assert command == "`python -m benchmarks.roofline --batch 16 --beam 1 --beam 3 --threads 2`"
