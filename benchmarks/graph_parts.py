@@ -76,16 +76,17 @@ def parts_of(model: openvino.Model, graph: str) -> dict[str, str]:
 def work_of(model: openvino.Model, parts: Mapping[str, str], *, float_bytes: int) -> dict[str, Work]:
     """Of each part. The model has fixed shapes; float_bytes : of a float where the graph runs."""
     nodes = _read(model)
-    multiply_adds, moved = dict.fromkeys(parts.values(), 0), {part: dict[str, int]() for part in parts.values()}
+    multiply_adds = dict.fromkeys(parts.values(), 0)
+    moved = {part: dict[tuple[str, int], int]() for part in parts.values()}
     for name, node in nodes.nodes.items():
         part = parts.get(name)
         if part:
             multiply_adds[part] += _multiply_adds(node)
-        for source in (value.get_node() for value in node.input_values()):
-            maker = _name(source)
+        for value in node.input_values():
+            maker = _name(value.get_node())
             if parts.get(maker) != part:
                 for side in filter(None, (part, parts.get(maker))):
-                    moved[side][maker] = _bytes(source, float_bytes)
+                    moved[side][maker, value.get_index()] = _bytes(value, float_bytes)
     return {part: Work(multiply_adds[part], sum(moved[part].values())) for part in multiply_adds}
 
 
@@ -99,15 +100,14 @@ def _of_encoder(nodes: _Nodes) -> dict[str, str]:
 
 
 def _of_step(nodes: _Nodes) -> dict[str, str]:
-    alphas, annotations = nodes.output("alphas"), nodes.after("annotations")
-    products, before_alphas = nodes.of_type("MatMul"), nodes.before([alphas])
-    state = nodes.before(_gathered(nodes, nodes.output(name)) for name in ("next_hidden", "next_cell"))
-    context = next(name for name in products if name in annotations)
+    products, before_alphas = nodes.of_type("MatMul"), nodes.before([nodes.output("alphas")])
+    state = nodes.before(_shaped(nodes, nodes.output(name)) for name in ("next_hidden", "next_cell"))
+    of_annotations = [name for name in products if _shaped(nodes, nodes.inputs[name][1]) == "annotations"]
     logits = _with_bias(nodes, [name for name in products if name not in state][-1])
     parts = (
         (ENERGIES, before_alphas & nodes.after("keys")),
         (STATE, before_alphas),
-        (CONTEXT, nodes.before([context])),
+        (CONTEXT, nodes.before(of_annotations)),
         (STATE, state),
         (OUTPUT, nodes.before([logits])),
         (CHOICE, set(nodes.nodes)),
@@ -126,8 +126,8 @@ def _with_bias(nodes: _Nodes, product: str) -> str:
     return readers[0] if len(readers) == 1 and kinds[0] == "Add" and "Constant" in kinds else product
 
 
-def _gathered(nodes: _Nodes, name: str) -> str:
-    """Of rows that were gathered, what they were gathered from."""
+def _shaped(nodes: _Nodes, name: str) -> str:
+    """What was gathered from, reshaped or converted to this."""
     while nodes.nodes[name].get_type_name() in ("Gather", "Reshape", "Convert"):
         name = nodes.inputs[name][0]
     return name
@@ -161,9 +161,9 @@ def _multiply_adds(node: openvino.Node) -> int:
     return 0
 
 
-def _bytes(node: openvino.Node, float_bytes: int) -> int:
-    kind = node.get_output_element_type(0)
-    return _product(node.get_output_shape(0), [float_bytes if kind.is_real() else kind.size])
+def _bytes(value: openvino.Output, float_bytes: int) -> int:
+    kind = value.get_element_type()
+    return _product(value.get_shape(), [float_bytes if kind.is_real() else kind.size])
 
 
 def _product(*shapes: Sequence[int]) -> int:

@@ -7,7 +7,8 @@ engine captions pictures in batches; they are added up to the parts of a graph (
 stands the bound of each part (its roofline): the time for its multiply-adds at the rate of one large matrix product, or
 for its bytes at the rate of a copy between two large arrays, whichever is longer. Both rates are measured in the same
 run, by the same runtime, arithmetic and number of threads. A part near its bound can only become faster by doing less.
-Everything is done five times over, and the quickest counts: other work on the machine can only slow it down.
+Milliseconds are means over eight batches, of which the first is a cold one. All of this is done three times over, and
+the quickest counts: other work on the machine can only slow it down.
 
 The model is the one of `benchmarks.imported`, or a bundle of one's own.
 
@@ -22,11 +23,11 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 import numpy as np
@@ -53,8 +54,7 @@ _SIDE = 2048
 _COPIED = 1 << 28
 _SHOWN = 0.01
 _CALIBRATION = 48
-_RUNS = 5
-_FLOATS = {"int8": "bf16"}
+_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,20 +104,20 @@ def profile(
     bundle: Bundle,
     precision: Precision,
     pixels: NDArray[np.uint8],
-    ceilings: Mapping[str, Ceilings],
+    ceilings: Callable[[str], Ceilings],
     *,
     beam: int,
     threads: int,
 ) -> list[Profile]:
     """Caption the pixels uint8 (B, S, S, 3) as one batch, some times over, and read the counters of both graphs.
 
-    ceilings : of the precision, and of the step graph's, which has no 8-bit integers
+    ceilings : of "fp32", "bf16" or "int8"
     Raises BackendError where OpenVINO has no such arithmetic here.
     """
     entry = replace(BACKENDS["openvino"], arguments={"counters": True})
     backend = cast("BufferedBackend", entry.open(bundle, threads=threads, precision=precision))
     with Captioner(bundle, backend, CaptionOptions(search=SearchOptions(beam=beam), batch=len(pixels))) as captioner:
-        for _ in range(4):
+        for _ in range(8):
             captioner.caption_pixels(pixels)
         return [
             Profile(
@@ -125,18 +125,19 @@ def profile(
                 precision=precision,
                 batch=len(pixels),
                 beam=beam,
-                parts=_parts(name, backend, ceilings[computed], float_bytes=4 if computed == "fp32" else 2),
+                parts=_parts(name, cast("Graph", backend.executors[name]), precision, ceilings),
             )
-            for name, computed in (("encoder", precision), ("step", _FLOATS.get(precision, precision)))
+            for name in PARTS
         ]
 
 
-def _parts(name: str, backend: BufferedBackend, ceilings: Ceilings, *, float_bytes: int) -> list[Part]:
-    graph = cast("Graph", backend.executors[name])
+def _parts(name: str, graph: Graph, precision: Precision, ceilings: Callable[[str], Ceilings]) -> list[Part]:
     ((shapes, compiled),) = graph.compiled.items()
     model = graph.model(dict(zip((tensor.name for tensor in graph.spec.inputs), shapes, strict=True)))
     parts = parts_of(model, name)
-    work = work_of(model, parts, float_bytes=float_bytes)
+    work = work_of(model, parts, float_bytes=2 if graph.is_bfloat16 else 4)
+    # A step has no 8-bit integers.
+    best = ceilings("int8" if (name, precision) == ("encoder", "int8") else "bf16" if graph.is_bfloat16 else "fp32")
     kinds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for part, kind, ms in _counted(compiled.get_runtime_model(), parts):
         kinds[part][kind] += ms
@@ -144,7 +145,7 @@ def _parts(name: str, backend: BufferedBackend, ceilings: Ceilings, *, float_byt
         Part(
             name=part,
             ms=sum(kinds[part].values()),
-            bound_ms=ceilings.bound_ms(work[part]),
+            bound_ms=best.bound_ms(work[part]),
             kinds=dict(sorted(kinds[part].items(), key=lambda item: -item[1])),
             **work[part]._asdict(),
         )
@@ -205,7 +206,8 @@ def _product_rate(precision: str, threads: int) -> float:
     }
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     values = np.random.default_rng(1).uniform(-1, 1, (_SIDE, _SIDE)).astype(np.float32)
-    return _SIDE**3 / _best_seconds(lambda: request.infer([values]))
+    request.set_input_tensor(openvino.Tensor(values, shared_memory=True))
+    return _SIDE**3 / _best_seconds(request.infer)
 
 
 def _in_8_bits(node: openvino.Node) -> openvino.Node:
@@ -220,7 +222,7 @@ def _copy_rate(threads: int) -> float:
         return 2 * _COPIED / _best_seconds(lambda: list(pool.map(lambda one: np.copyto(there[one], here[one]), slices)))
 
 
-def _best_seconds(run: Any, *, runs: int = 8) -> float:
+def _best_seconds(run: Callable[[], object], *, runs: int = 8) -> float:
     found = []
     for _ in range(1 + runs):
         began = time.perf_counter()
@@ -268,13 +270,19 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         opened = Bundle.open(bundle) if bundle else _imported(Path(folder), precisions)
         pixels = random_pixels(batch, opened.manifest.preprocessing.size)
-        used = dict.fromkeys((*precisions, *(_FLOATS[one] for one in precisions if one in _FLOATS)))
-        ceilings = {one: measure_ceilings(one, threads=threads) for one in used}
+        ceilings: dict[str, Ceilings] = {}
+
+        def ceilings_of(name: str) -> Ceilings:
+            if name not in ceilings:
+                ceilings[name] = measure_ceilings(name, threads=threads)
+            return ceilings[name]
+
         for precision in precisions:
             try:
                 for beam in beams:
                     runs = [
-                        profile(opened, precision, pixels, ceilings, beam=beam, threads=threads) for _ in range(_RUNS)
+                        profile(opened, precision, pixels, ceilings_of, beam=beam, threads=threads)
+                        for _ in range(_RUNS)
                     ]
                     now = [min(alike, key=lambda one: one.ms) for alike in zip(*runs, strict=True)]
                     found += now if beam == beams[0] else now[1:]  # the encoder is the same at every beam

@@ -74,21 +74,21 @@ def _throughput(file: Path) -> str:
 
 def _roofline(file: Path) -> str:
     record = _last_line(file)
-    options, ceilings = record["options"], record["ceilings"]
+    options, ceilings, model = record["options"], record["ceilings"], record["model"]
+    about = (_where(_machine(file, record)), _command("benchmarks.roofline", options))
+    if not record["profiles"]:
+        return _joined(*about, _absent(record["unavailable"]))
     rates = ", ".join(
         f"{name} {found['multiply_adds_per_s'] / 1e9:,.0f} thousand million multiply-adds/s"
         for name, found in ceilings.items()
     )
     copied = statistics.median(found["bytes_per_s"] for found in ceilings.values()) / 1e9
-    model = record["model"]
     measured = (
         f"{model['encoder']}, {model['rows']} x {model['columns']} places, {model['words']:,} words; batches of "
         f"{options['batch']}. One large product: {rates}; a copy: {copied:.0f} GB/s read and written"
     )
     tables = (_parts(record["profiles"], graph) for graph in ("encoder", "step"))
-    where = _where(_machine(file, record))
-    command = _command("benchmarks.roofline", options)
-    return _joined(measured, where, command, *tables, _absent(record["unavailable"]))
+    return _joined(measured, *about, *tables, _absent(record["unavailable"]))
 
 
 def _parts(profiles: Sequence[Mapping[str, Any]], graph: str) -> str:

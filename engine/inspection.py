@@ -29,9 +29,10 @@ def _summary(bundle: Bundle) -> Table:
     manifest, sizes, spec = bundle.manifest, bundle.manifest.dimensions, bundle.manifest.preprocessing
     table = Table(show_header=False, box=None, title=str(bundle.path), title_justify="left")
     table.add_column(style="bold")
+    cells = f" of {sizes.source_cells} cells" if sizes.source_cells else ""
     rows = {
         "model": f"{manifest.encoder} encoder, {manifest.attention} attention ({manifest.decode_mode} context)",
-        "annotations": f"{sizes.rows} x {sizes.columns} places, {sizes.annotation_width} wide",
+        "annotations": f"{sizes.rows} x {sizes.columns} places{cells}, {sizes.annotation_width} wide",
         "widths": f"attention {sizes.attention_width}, hidden {sizes.hidden_width}",
         "vocabulary": f"{sizes.words} words; captions of up to {manifest.max_length} words",
         "images": f"{spec.size} x {spec.size}, {spec.geometry}, "

@@ -157,7 +157,7 @@ def _manifest(
             attention_width=decoder.attention_width,
             hidden_width=decoder.hidden_width,
             words=len(vocabulary),
-            cells=0 if annotations[1] == rows * columns else int(annotations[1]),
+            source_cells=0 if annotations[1] == rows * columns else int(annotations[1]),
         ),
         preprocessing=description.preprocessing,
         special={name: getattr(vocabulary, name) for name in ("pad", "start", "end", "unk")},

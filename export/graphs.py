@@ -78,9 +78,8 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     values = torch.rand(images, encoder.cells(size), encoder.width, dtype=dtype)
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
-    with torch.inference_mode():
-        # Tensors of inference mode cannot be traced.
-        values, keys = (part.clone() for part in decoder.annotate(values, places=rows * columns))
+    with torch.no_grad():
+        values, keys = decoder.annotate(values, places=rows * columns)
     tokens = torch.randint(0, words, (images, beam))
     inputs = {
         "annotations": values,

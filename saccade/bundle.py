@@ -62,7 +62,8 @@ class FileEntry:
 class Dimensions:
     """Sizes in the letters of the design: rows x columns = L, then D, A, H and V.
 
-    cells : C, whose annotations stand for those of the places, which are pooled from them; 0 where places are cells
+    source_cells : C, whose annotations stand for those of the places, which are pooled from them; 0 where there is one
+        for each place
     """
 
     rows: int
@@ -71,7 +72,7 @@ class Dimensions:
     attention_width: int
     hidden_width: int
     words: int
-    cells: int = 0
+    source_cells: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,10 +234,14 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
     """Compare the tensors of the graphs, but for the axes that vary, with the sizes everything else relies on."""
     sizes, side = manifest.dimensions, manifest.preprocessing.size
     locations = sizes.rows * sizes.columns
+    annotations = (sizes.source_cells or locations, sizes.annotation_width)
+    keys = (locations, sizes.attention_width)
     expected = {
         ("encoder", "pixels"): (side, side, 3),
-        ("encoder", "annotations"): (sizes.cells or locations, sizes.annotation_width),
-        ("encoder", "keys"): (locations, sizes.attention_width),
+        ("encoder", "annotations"): annotations,
+        ("encoder", "keys"): keys,
+        ("step", "annotations"): annotations,
+        ("step", "keys"): keys,
         ("encoder", "hidden"): (sizes.hidden_width,),
         ("step", "word_bias"): (sizes.words,),
     }

@@ -8,13 +8,16 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from saccade.errors import OutputError
+
+_CACHE_WAIT_S = 60.0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -139,12 +142,29 @@ def cache_directory(name: str) -> Path | None:
 
 @contextmanager
 def held_cache(name: str) -> Iterator[Path | None]:
-    """The folder of `cache_directory`, held until the block ends: others wait. None where no folder can be held."""
+    """The folder of `cache_directory`, held until the block ends, for others to wait.
+
+    None where there is none, or it cannot be held within a minute: a cache is no reason to wait for ever.
+    """
     folder = cache_directory(name)
     with ExitStack() as held:
         if folder:
             try:
-                fcntl.flock(held.enter_context((folder / ".lock").open("a")), fcntl.LOCK_EX)
+                file = held.enter_context((folder / ".lock").open("a"))
+                _lock(file, seconds=_CACHE_WAIT_S)
+                held.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a child that was forked has the file open as well
             except OSError:  # some file systems have no locks
                 folder = None
         yield folder
+
+
+def _lock(file: IO[str], *, seconds: float) -> None:
+    """Raises BlockingIOError where another process holds the file all the time, OSError where none can."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.02)

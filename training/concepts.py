@@ -39,7 +39,8 @@ _WARMUP_STEPS = 100
 class Concepts(nn.Module):
     """The concepts of a training split, and the head that tells which of them an image's captions mention.
 
-    The head adds up the odds of the places. It belongs to training: a captioner does not have it.
+    The head adds up the odds of all annotations of an image, of places or of the cells that they are pooled from. It
+    belongs to training: a captioner does not have it.
     """
 
     def __init__(self, annotation_width: int, split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> None:
@@ -49,14 +50,14 @@ class Concepts(nn.Module):
         nn.init.constant_(self.head.bias, -8.0)  # the odds of some hundred places start near those of a rare word
 
     def forward(self, values: Tensor) -> Tensor:
-        """Logits (B, C) of each concept being mentioned of images with annotations (B, L, D)."""
+        """Logits (B, N) of each concept being mentioned of images with annotations (B, C, D)."""
         logits: Tensor = self.head(values).float().logsumexp(dim=1)
         return logits
 
     def loss(self, values: Tensor, indices: Tensor) -> Tensor:
         """Cross-entropy with the references, summed over the concepts and averaged over the images.
 
-        values : annotations (B, L, D) of the images of the split with these indices, int64 (B,)
+        values : annotations (B, C, D) of the images of the split with these indices, int64 (B,)
         Of several processes each gets the part of its own images: the parts add up to the average over all.
         """
         targets = self._targets[indices.cpu()].to(values.device)
@@ -65,7 +66,7 @@ class Concepts(nn.Module):
 
 
 def concept_targets(split: Split, vocabulary: Vocabulary, options: ConceptOptions) -> tuple[list[Concept], Tensor]:
-    """The concepts, sorted, and the share of an image's references that mention each: float32 (N, C)."""
+    """The concepts, sorted, and the share of an image's references that mention each: float32 (images, N)."""
     mentioned = [
         [_mentioned(vocabulary.encode(words), options.pairs_within, vocabulary.unk) for words in references]
         for references in split.captions

@@ -33,7 +33,7 @@ _POOL = 32
 
 
 class Images(Protocol):
-    """N images, indexed like an array: pixels uint8 (N, S, S, 3), or annotations float16 (N, L, D)."""
+    """N images, indexed like an array: pixels uint8 (N, S, S, 3), or annotations float16 (N, C, D)."""
 
     def __len__(self) -> int: ...
 

@@ -46,10 +46,10 @@ class EncoderOptions:
 
 
 class Encoder(nn.Module):
-    """A trunk: normalised images (B, 3, S, S) to annotations (B, C, D) of its cells, rows of the grid first.
+    """A trunk: normalised images (B, 3, S, S) to annotations (B, C, D), rows of their grid first.
 
-    A grid with fewer places than the trunk has cells is pooled here. One with more is not: what it adds is sums of
-    what there is, and `training.model.Annotations` knows them.
+    They are those of the trunk's cells, or of a grid with fewer places, which is pooled here. A grid with more places
+    is not: its annotations are means of those that there are, and `training.model.Annotations` knows of which.
     """
 
     def __init__(self, options: EncoderOptions, *, pretrained: bool = False) -> None:
@@ -78,14 +78,15 @@ class Encoder(nn.Module):
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of the grid of places for images of `size` pixels a side."""
-        side = self.options.grid or self._side(size)
+        side = self.options.grid or self._trunk_side(size)
         return side, side
 
     def cells(self, size: int) -> int:
         """Number C of annotations of such an image."""
-        return min(self.options.grid or self._side(size), self._side(size)) ** 2
+        side = self._trunk_side(size)
+        return min(self.options.grid or side, side) ** 2
 
-    def _side(self, size: int) -> int:
+    def _trunk_side(self, size: int) -> int:
         weights = next(self.trunk.parameters())
         was_training = self.trunk.training
         with torch.inference_mode():

@@ -1,6 +1,6 @@
 """Annotations of an encoder that does not change, computed once and kept on the disk.
 
-    FOLDER/KEY/annotations.npy   float16 (N, L, D), grows block by block
+    FOLDER/KEY/annotations.npy   float16 (N, C, D), grows block by block
     FOLDER/KEY/cache.json        what the annotations are of and how many are finished: written after each block
     FOLDER/KEY/lock              locked by the process that computes
 
@@ -44,7 +44,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class FeatureSource:
-    """Annotations of N images on the disk, indexed like an array float16 (N, L, D)."""
+    """Annotations of N images on the disk, indexed like an array float16 (N, C, D)."""
 
     def __init__(self, annotations: NDArray[np.float16]) -> None:
         self._annotations = annotations
@@ -53,7 +53,7 @@ class FeatureSource:
         return len(self._annotations)
 
     def __getitem__(self, chosen: slice | NDArray[np.integer[Any]]) -> NDArray[np.float16]:
-        """Annotations (n, L, D) of a slice or of n indices, in order; a copy in memory."""
+        """Annotations (n, C, D) of a slice or of n indices, in order; a copy in memory."""
         indices = np.arange(len(self))[chosen]
         values = np.empty((len(indices), *self._annotations.shape[1:]), np.float16)
         for row in np.argsort(indices):  # in the order of the file, which a disk reads faster
@@ -144,7 +144,7 @@ def _float16(values: Tensor, images: Sequence[str]) -> NDArray[np.float16]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Contents:
-    """What the annotations are of; its hash is the key. Hashes are SHA-256, `shape` is (N, L, D)."""
+    """What the annotations are of; its hash is the key. Hashes are SHA-256, `shape` is (N, C, D)."""
 
     format_version: int
     encoder: str
@@ -229,8 +229,8 @@ class _Cache:
 
     def _size(self, finished: int) -> int:
         """Bytes of a file with so many images; the header comes with the first."""
-        _, places, width = self._contents.shape
-        return len(self._header) + finished * places * width * np.float16().nbytes if finished else 0
+        _, cells, width = self._contents.shape
+        return len(self._header) + finished * cells * width * np.float16().nbytes if finished else 0
 
     def _lock(self, file: int) -> None:
         try:

@@ -240,14 +240,14 @@ class Decoder(nn.Module):
 
         places : L, where cells are pooled to more places than they are; 0 takes them as places
         """
+        # Before pooling or after it, a linear map is the same: as shares add up to one, so is its bias.
         keys, cells = self.attention.keys, values.shape[1]
         pooling = pooling_weights(cells, places, values) if places > cells else None
         if self.project is not None:
-            pooled = values if pooling is None else pooling @ values
-            values, pooling = self.dropout(F.relu(self.project(pooled))), None
+            values = self.project(values)
+            values, pooling = self.dropout(F.relu(values if pooling is None else pooling @ values)), None
         if pooling is None:
             return Annotations(values, keys(values))
-        # A bias stays what it is, as the cells' shares in a place add up to one.
         return Annotations(values, pooling @ keys(values) if isinstance(keys, nn.Linear) else keys(pooling @ values))
 
     def initial_state(self, annotations: Annotations) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def _check_driver(library: str) -> None:
         ctypes.CDLL(library)
     except OSError as error:
         raise BackendError(
-            f"this machine has no NVIDIA driver ({library}): install it, or choose another --backend"
+            f"this machine has no NVIDIA driver that works ({error}): install one, or choose another --backend"
         ) from error
 
 

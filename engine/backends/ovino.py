@@ -122,6 +122,7 @@ class Graph(TakesArrays):
     """A graph as an `Executor`. Each set of shapes is compiled by itself: fixed shapes are faster.
 
     compiled : what was compiled so far, by the shapes of the inputs in their order
+    is_bfloat16 : whether it computes in bfloat16 what is not in integers
     """
 
     def __init__(
@@ -129,20 +130,20 @@ class Graph(TakesArrays):
     ) -> None:
         self.spec = bundle.graph(name, "int8" if precision == "int8" else "fp32")
         self._core, self._settings = core, settings
-        self._is_bfloat16 = settings["INFERENCE_PRECISION_HINT"] == "bf16"
+        self.is_bfloat16 = settings["INFERENCE_PRECISION_HINT"] == "bf16"
         self._path = bundle.path / self.spec.file
         self.compiled: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the host."""
-        if self._is_bfloat16 and tensor.name in _HALVED:
+        if self.is_bfloat16 and tensor.name in _HALVED:
             return _Bfloat16Buffer(shape)
         return _Buffer(np.zeros(shape, tensor.dtype))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Run:
         """An inference request on the buffers: nothing is copied between the runs."""
         shapes = {name: cast("_Buffer", buffer).array.shape for name, buffer in inputs.items()}
-        request = self._compiled(shapes).create_infer_request()
+        request = self._compiled_for(shapes).create_infer_request()
         for name, buffer in (*inputs.items(), *outputs.items()):
             request.set_tensor(name, cast("_Buffer", buffer).tensor)
         return lambda: request.infer() and None
@@ -153,7 +154,7 @@ class Graph(TakesArrays):
         model.reshape({name: list(shape) for name, shape in shapes.items()})
         return model
 
-    def _compiled(self, shapes: Shapes) -> openvino.CompiledModel:
+    def _compiled_for(self, shapes: Shapes) -> openvino.CompiledModel:
         key = tuple(shapes[tensor.name] for tensor in self.spec.inputs)
         if key not in self.compiled:
             try:
@@ -171,7 +172,7 @@ class Graph(TakesArrays):
     @cached_property
     def _read(self) -> openvino.Model:
         model = read_graph(self._core, self._path)
-        if self._is_bfloat16:
+        if self.is_bfloat16:
             round_weights(model)
             return halve(model)
         return model

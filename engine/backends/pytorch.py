@@ -82,4 +82,19 @@ def captioner_of(bundle: Bundle) -> Captioner:
         raise BackendError(
             f"{path} does not fit the model of the manifest ({error}): export the bundle again"
         ) from error
+    if captioner.encoder.options.grid:
+        _check_annotations(bundle, captioner.eval())
     return captioner
+
+
+@torch.inference_mode()
+def _check_annotations(bundle: Bundle, captioner: Captioner) -> None:
+    """Raise BackendError if the graphs have another number of annotations than the model, as exports once did."""
+    size = bundle.manifest.preprocessing.size
+    made = captioner.annotate(torch.zeros(1, size, size, 3, dtype=torch.uint8)).values.shape[1]
+    told = bundle.graph("encoder").outputs[0].shape[1]
+    if made != told:
+        raise BackendError(
+            f"{bundle.path} has {told} annotations an image, its model makes {made}: export the bundle again, or "
+            "choose another --backend"
+        )

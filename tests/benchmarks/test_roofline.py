@@ -45,6 +45,15 @@ def test_multiply_adds_of_a_step_are_those_of_its_matrices() -> None:
     assert set(parts.values()) == set(PARTS["step"])
 
 
+def test_work_of_a_finer_grid_is_that_of_its_cells(pooled_bundle: Path) -> None:
+    """36 places of 16 cells: alphas go back to the cells, annotations are those of the cells, keys are pooled."""
+    _, work = parts_and_work(pooled_bundle, "step", images=2, beam=3)
+    looked_at = 1  # hard attention: the annotation of one place, by way of the shares of its cells
+    assert work[CONTEXT].multiply_adds == 6 * (36 * 16 + 16 * 160 * (1 + looked_at))
+    _, work = parts_and_work(pooled_bundle, "encoder", images=2, beam=3)
+    assert work[KEYS].multiply_adds == 2 * (16 * 160 * 16 + 36 * 16 * 16)
+
+
 def test_bytes_are_what_has_to_come_and_go() -> None:
     _, work = parts_and_work(SHIPPED, "step", images=2, beam=3)
     assert work[CONTEXT].bytes == 4 * (2 * 3 * 49 + 2 * 49 * 160 + 2 * 3 * 160)  # alphas, annotations and context
@@ -70,7 +79,7 @@ def test_the_counters_are_added_up_to_the_parts_of_both_graphs() -> None:
     bundle = Bundle.open(SHIPPED)
     size = bundle.manifest.preprocessing.size
     pixels = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
-    encoder, step = profile(bundle, "fp32", pixels, {"fp32": CEILINGS}, beam=3, threads=1)
+    encoder, step = profile(bundle, "fp32", pixels, lambda _: CEILINGS, beam=3, threads=1)
     for found in (encoder, step):
         assert [part.name for part in found.parts] == list(PARTS[found.graph])
         for part in found.parts:

@@ -12,10 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graphs import export_encoder, export_step
 from export.tensorrt_rules import broken_rules, require_rules
 from export.uint8_inputs import cast_uint8_inputs
 from saccade.errors import ExportError
-from tests.bundles import patchworks
+from tests.bundles import make_checkpoint, patchworks
+from training.checkpoint import load_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bundle"
 
@@ -47,6 +49,15 @@ ZEROS = np.zeros((1, 1, 6), np.int64)
 @pytest.mark.parametrize("beam", [1, 3, 5])
 def test_the_graphs_of_the_example_keep_all_rules(graph: str, beam: int) -> None:
     require_rules(EXAMPLE / f"{graph}.onnx", beam=beam)
+
+
+def test_a_grid_whose_shares_are_too_many_to_be_folded_keeps_all_rules(tmp_path: Path) -> None:
+    """23 x 23 places of 16 cells: the exporter leaves some of what makes their 8,464 shares to the graph."""
+    checkpoint = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", grid=23))
+    export_encoder(checkpoint, tmp_path / "encoder.onnx")
+    export_step(checkpoint, tmp_path / "step.onnx")
+    for graph in ("encoder", "step"):
+        require_rules(tmp_path / f"{graph}.onnx", beam=3)
 
 
 @pytest.mark.parametrize("graph", ["encoder", "step"])

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,6 +229,28 @@ def test_a_cache_is_held_until_the_block_ends() -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_cache_that_another_process_keeps_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saccade.files._CACHE_WAIT_S", 0.05)
+    with held_cache("tests") as folder, held_cache("tests") as other:
+        assert folder is not None
+        assert other is None
+
+
+def test_a_forked_child_does_not_keep_a_cache() -> None:
+    with held_cache("tests") as folder:
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        assert folder is not None
+        with (folder / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_there_is_no_cache_where_the_file_system_has_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:

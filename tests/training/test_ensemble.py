@@ -46,7 +46,7 @@ def forced(one: Captioner, words: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def test_every_caption_scores_the_mean_of_the_members_probabilities_word_by_word() -> None:
     """All captions of at most two steps, with members that see different places."""
-    members = [captioner(1), captioner(2, grid=2, query="hidden+word"), captioner(3, attention="none")]
+    members = [captioner(1), captioner(2, grid=6, query="hidden+word"), captioner(3, attention="none")]
     options = SearchOptions(beam=49, n_best=49, max_length=2)
     found = Ensemble(members, VOCABULARY).search(IMAGES, options, with_alphas=True)
     for first in range(len(VOCABULARY)):

@@ -207,6 +207,15 @@ def test_a_killed_process_is_continued_by_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(features, direct(captioner()).half().numpy())
 
 
+def test_of_a_finer_grid_the_cells_are_kept(tmp_path: Path) -> None:
+    """The compact encoder has fewer than 100 of them here; keys are those of all places."""
+    model = captioner(grid=10)
+    features = cached(tmp_path, model)[:]
+    assert features.shape[1] == model.encoder.cells(SPEC.size) < 100
+    np.testing.assert_array_equal(features, direct(model).half().numpy())
+    assert model.annotate(torch.from_numpy(features)).keys.shape[1] == 100
+
+
 def test_annotations_of_something_else_lie_in_another_folder(tmp_path: Path) -> None:
     cached(tmp_path)
     cached(tmp_path, captioner(seed=1))

@@ -222,6 +222,22 @@ def test_a_finer_grid_is_pooled_without_its_annotations(changes: dict[str, Any])
     torch.testing.assert_close(*steps)
 
 
+def test_a_finer_grid_is_trained_as_if_it_were_made() -> None:
+    """After it has captioned, too: a tensor that was made in inference mode could be no part of it."""
+    model, pixels = captioner(grid=5), torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        model.annotate(pixels)
+    tokens = torch.tensor([[[1, 4, 5]], [[1, 7, 3]]])
+
+    def gradients(annotations: Annotations) -> list[Tensor]:
+        logits = model.decoder.teacher_forced(tokens, tokens > 0, annotations).logits
+        return list(torch.autograd.grad(logits.square().sum(), list(model.parameters()), materialize_grads=True))
+
+    features = model.encode(pixels).transpose(1, 2).reshape(2, -1, 2, 2)
+    made = model.decoder.annotate(F.adaptive_avg_pool2d(features, 5).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(gradients(model.annotate(pixels)), gradients(made), rtol=1e-4, atol=1e-5)
+
+
 def test_annotations_are_brought_to_the_decoders_width_once_and_before_all_else() -> None:
     model = captioner(annotation_width=11)
     layer = model.decoder.project
