@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks import gpu
 from benchmarks.gpu import Report, Work, captions, measure_encoder, measure_overlapped, measure_row, measure_side
 from benchmarks.scenarios import Subject
 from benchmarks.windows import WindowOptions
-from engine.backends.base import open_backend
+from engine.backends.base import BACKENDS, open_backend
 from saccade.bundle import Bundle
 from saccade.search import SearchOptions
 from tests.bundles import MAX_LENGTH, patchworks, save_patchworks
@@ -97,7 +98,9 @@ def test_overlapped_batches_are_all_searched(tiny_bundle: Path, monkeypatch: pyt
     assert searched == [2, 2, 2]
 
 
-def test_the_file_holds_rows_files_and_what_is_not_available(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_file_holds_rows_files_and_what_is_not_available(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = save_patchworks(tmp_path / "images", len(PICTURES))
     bundle = Bundle.open(tiny_bundle)
     with open_backend("pytorch", bundle) as backend:
@@ -105,6 +108,7 @@ def test_the_file_holds_rows_files_and_what_is_not_available(tiny_bundle: Path, 
     work = Work(bundle=bundle, pixels=PICTURES, paths=paths, main=(2, 3), expected=expected)
     path = tmp_path / "results" / "gpu.json"
     report = Report(path, {"machine": {}})
+    monkeypatch.setitem(BACKENDS, "ort-cuda", replace(BACKENDS["ort-cuda"], driver="libabsent.so"))
     for side in ("ort:fp32", "ort-cuda:fp32"):
         measure_side(side, work, [(2, 3), (1, 1)], report)
     content = json.loads(path.read_text())
@@ -114,4 +118,4 @@ def test_the_file_holds_rows_files_and_what_is_not_available(tiny_bundle: Path, 
     ]
     (files,) = content["files"]
     assert (files["side"], files["images"], files["batch"]) == ("ort:fp32", 5, 2)
-    assert "CUDAExecutionProvider" in content["unavailable"]["ort-cuda:fp32"]
+    assert "libabsent.so" in content["unavailable"]["ort-cuda:fp32"]

@@ -338,9 +338,11 @@ def test_an_epoch_that_states_no_relation_scores_nothing(tmp_path: Path, monkeyp
     assert best == {"checkpoint": "epoch-0001", "score": 0.0}
 
 
-def without_dropout(decoder: Decoder, values: torch.Tensor, annotate: Any = Decoder.annotate) -> Annotations:
+def without_dropout(
+    decoder: Decoder, values: torch.Tensor, *, annotate: Any = Decoder.annotate, **given: Any
+) -> Annotations:
     assert not decoder.training
-    return cast("Annotations", annotate(decoder, values))
+    return cast("Annotations", annotate(decoder, values, **given))
 
 
 def test_hard_attention_goes_on_from_the_weights_of_soft_attention(tmp_path: Path) -> None:
