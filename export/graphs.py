@@ -78,8 +78,9 @@ def example_step_inputs(checkpoint: Checkpoint, *, images: int, beam: int) -> di
     values = torch.rand(images, encoder.cells(size), encoder.width, dtype=dtype)
     hidden = decoder.options.hidden_width
     words = len(checkpoint.vocabulary)
-    with torch.no_grad():
-        values, keys = decoder.annotate(values, places=rows * columns)
+    with torch.inference_mode():
+        # Copies: without them, other graphs come out, which read the number of rows from another input.
+        values, keys = (part.clone() for part in decoder.annotate(values, places=rows * columns))
     tokens = torch.randint(0, words, (images, beam))
     inputs = {
         "annotations": values,
