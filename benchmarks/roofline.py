@@ -36,12 +36,11 @@ from numpy.typing import NDArray
 from openvino import opset11 as ops
 
 from benchmarks.graph_parts import PARTS, Work, parts_of, work_of
-from benchmarks.imported import TOLERANCE, ModelSizes, import_and_export, random_model, random_pixels
+from benchmarks.imported import ModelSizes, import_and_export, random_model, random_pixels
 from benchmarks.machine import this_machine
-from benchmarks.throughput import write_photographs
+from benchmarks.throughput import export_options, write_photographs
 from engine.backends.base import BACKENDS
 from engine.captioner import Captioner, CaptionOptions
-from export.bundle import ExportOptions
 from saccade.bundle import Bundle, Precision
 from saccade.errors import BackendError, BundleError
 from saccade.search import SearchOptions
@@ -100,18 +99,32 @@ class Profile:
         return sum(part.ms for part in self.parts)
 
 
+def quickest(
+    bundle: Bundle,
+    precision: Precision,
+    pixels: NDArray[np.uint8],
+    ceilings: Mapping[str, Ceilings],
+    *,
+    beam: int,
+    threads: int,
+) -> list[Profile]:
+    """Of each graph, the quickest of several profiles; see `profile`."""
+    runs = [profile(bundle, precision, pixels, ceilings, beam=beam, threads=threads) for _ in range(_RUNS)]
+    return [min(alike, key=lambda one: one.ms) for alike in zip(*runs, strict=True)]
+
+
 def profile(
     bundle: Bundle,
     precision: Precision,
     pixels: NDArray[np.uint8],
-    ceilings: Callable[[str], Ceilings],
+    ceilings: Mapping[str, Ceilings],
     *,
     beam: int,
     threads: int,
 ) -> list[Profile]:
     """Caption the pixels uint8 (B, S, S, 3) as one batch, some times over, and read the counters of both graphs.
 
-    ceilings : of "fp32", "bf16" or "int8"
+    ceilings : by arithmetic, "fp32", "bf16" or "int8"
     Raises BackendError where OpenVINO has no such arithmetic here.
     """
     entry = replace(BACKENDS["openvino"], arguments={"counters": True})
@@ -131,13 +144,13 @@ def profile(
         ]
 
 
-def _parts(name: str, graph: Graph, precision: Precision, ceilings: Callable[[str], Ceilings]) -> list[Part]:
+def _parts(name: str, graph: Graph, precision: Precision, ceilings: Mapping[str, Ceilings]) -> list[Part]:
     ((shapes, compiled),) = graph.compiled.items()
     model = graph.model(dict(zip((tensor.name for tensor in graph.spec.inputs), shapes, strict=True)))
     parts = parts_of(model, name)
     work = work_of(model, parts, float_bytes=2 if graph.is_bfloat16 else 4)
     # A step has no 8-bit integers.
-    best = ceilings("int8" if (name, precision) == ("encoder", "int8") else "bf16" if graph.is_bfloat16 else "fp32")
+    best = ceilings["int8" if (name, precision) == ("encoder", "int8") else "bf16" if graph.is_bfloat16 else "fp32"]
     kinds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for part, kind, ms in _counted(compiled.get_runtime_model(), parts):
         kinds[part][kind] += ms
@@ -163,30 +176,44 @@ def _counted(runtime: openvino.Model, parts: Mapping[str, str]) -> Iterator[tupl
     ordered = runtime.get_ordered_ops()
     readers: dict[str, str] = {}
     for node in reversed(ordered):
-        about, name = node.get_rt_info(), node.get_friendly_name()
-        known = (parts[one] for one in str(about["originalLayersNames"].astype(str)).split(",") if one in parts)
+        name = node.get_friendly_name()
+        known = (parts[one] for one in _told(node, "originalLayersNames").split(",") if one in parts)
         part = next(known, readers.get(name, ""))
         for value in node.input_values():
             readers.setdefault(value.get_node().get_friendly_name(), part)
         readers[name] = part
     fixed = _fixed(ordered)
     for node in ordered:
-        about, name = node.get_rt_info(), node.get_friendly_name()
-        taken = about["execTimeMcs"].astype(str)
+        name, taken = node.get_friendly_name(), _told(node, "execTimeMcs")
         if taken.isdigit() and name not in fixed and readers[name]:
-            kind = f"{about['layerType'].astype(str)}, {about['runtimePrecision'].astype(str)}"
-            yield readers[name], kind, int(taken) / 1000
+            yield readers[name], f"{_told(node, 'layerType')}, {_told(node, 'runtimePrecision')}", int(taken) / 1000
 
 
 def _fixed(ordered: Sequence[openvino.Node]) -> set[str]:
     """What depends on no input: weights, and what was made of them before the first run."""
     found = set[str]()
     for node in ordered:
-        about = node.get_rt_info()
         makers = [value.get_node().get_friendly_name() for value in node.input_values()]
-        if about["layerType"].astype(str) == "Const" or (makers and found.issuperset(makers)):
+        if _told(node, "layerType") == "Const" or (makers and found.issuperset(makers)):
             found.add(node.get_friendly_name())
     return found
+
+
+def _told(node: openvino.Node, about: str) -> str:
+    """What OpenVINO tells of an operator that it runs."""
+    return str(node.get_rt_info()[about].astype(str))
+
+
+class MeasuredCeilings(dict[str, Ceilings]):
+    """By arithmetic; measured when they are first asked for."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._threads = threads
+
+    def __missing__(self, name: str) -> Ceilings:
+        found = self[name] = measure_ceilings(name, threads=self._threads)
+        return found
 
 
 def measure_ceilings(precision: str, *, threads: int) -> Ceilings:
@@ -270,21 +297,11 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         opened = Bundle.open(bundle) if bundle else _imported(Path(folder), precisions)
         pixels = random_pixels(batch, opened.manifest.preprocessing.size)
-        ceilings: dict[str, Ceilings] = {}
-
-        def ceilings_of(name: str) -> Ceilings:
-            if name not in ceilings:
-                ceilings[name] = measure_ceilings(name, threads=threads)
-            return ceilings[name]
-
+        ceilings = MeasuredCeilings(threads)
         for precision in precisions:
             try:
                 for beam in beams:
-                    runs = [
-                        profile(opened, precision, pixels, ceilings_of, beam=beam, threads=threads)
-                        for _ in range(_RUNS)
-                    ]
-                    now = [min(alike, key=lambda one: one.ms) for alike in zip(*runs, strict=True)]
+                    now = quickest(opened, precision, pixels, ceilings, beam=beam, threads=threads)
                     found += now if beam == beams[0] else now[1:]  # the encoder is the same at every beam
             except (BackendError, BundleError) as error:
                 click.echo(f"{precision}: not available here: {error}", err=True)
@@ -300,10 +317,8 @@ def main(
 def _imported(folder: Path, precisions: Sequence[Precision]) -> Bundle:
     sizes = ModelSizes()
     pixels = random_pixels(8, sizes.image_size)
-    options = ExportOptions(tolerance=TOLERANCE)
-    if "int8" in precisions:
-        photographs = write_photographs(folder / "photographs", _CALIBRATION)
-        options = replace(options, precisions=("int8",), calibration=tuple(photographs))
+    photographs = write_photographs(folder / "photographs", _CALIBRATION)
+    options = export_options(photographs, int8="int8" in precisions)
     model = random_model(sizes, pixels)
     return Bundle.open(import_and_export(*model, folder, image_size=sizes.image_size, options=options))
 

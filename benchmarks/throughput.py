@@ -152,7 +152,7 @@ def main(sides: tuple[str, ...], images: int, rounds: int, batch: int, beams: tu
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder) / "photographs", images)
-        options = _export_options(paths, sides)
+        options = export_options(paths, int8=any(side.endswith(":int8") for side in sides))
         exported = import_and_export(*model, Path(folder), image_size=sizes.image_size, options=options)
         bundle = Bundle.open(exported)
         for beam in beams:
@@ -170,9 +170,9 @@ def main(sides: tuple[str, ...], images: int, rounds: int, batch: int, beams: tu
     )
 
 
-def _export_options(paths: Sequence[Path], sides: Sequence[str]) -> ExportOptions:
-    """With 8-bit integers where a side wants them, calibrated on the files."""
-    if not any(side.endswith(":int8") for side in sides):
+def export_options(paths: Sequence[Path], *, int8: bool) -> ExportOptions:
+    """With 8-bit integers where they are wanted, calibrated on the files."""
+    if not int8:
         return ExportOptions(tolerance=TOLERANCE)
     return ExportOptions(tolerance=TOLERANCE, precisions=("int8",), calibration=tuple(paths))
 

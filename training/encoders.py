@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saccade.errors import CheckpointError, ConfigError
+from training.annotations import pooling_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ class Encoder(nn.Module):
     """A trunk: normalised images (B, 3, S, S) to annotations (B, C, D), rows of their grid first.
 
     They are those of the trunk's cells, or of a grid with fewer places, which is pooled here. A grid with more places
-    is not: its annotations are means of those that there are, and `training.model.Annotations` knows of which.
+    is not: its annotations are means of those that there are, and `training.annotations.Annotations` knows of which.
     """
 
     def __init__(self, options: EncoderOptions, *, pretrained: bool = False) -> None:
@@ -93,31 +92,6 @@ class Encoder(nn.Module):
             side: int = self.trunk.eval()(weights.new_zeros(1, 3, size, size)).shape[-1]
         self.trunk.train(was_training)
         return side
-
-
-def pooling_weights(cells: int, places: int, like: Tensor) -> Tensor:
-    """Adaptive average pooling from one square grid to another as a linear map (places, cells).
-
-    like : a tensor whose type and device it gets
-    One matrix product is what runtimes compute best: exported, PyTorch's own becomes gathers of all channels. Outside
-    of exports it is made once, where it is needed: nothing may come from the host while CUDA graphs are captured.
-    """
-    make = _pooling_weights if torch.compiler.is_exporting() else _kept_pooling_weights
-    return make(math.isqrt(cells), math.isqrt(places), like.dtype, like.device)
-
-
-def _pooling_weights(side: int, grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    places = torch.arange(grid, device=device)[:, None]
-    cells = torch.arange(side, device=device)
-    inside = (cells >= places * side // grid) & (cells * grid < (places + 1) * side)
-    along = inside / inside.sum(dim=1, keepdim=True)
-    return torch.kron(along, along).to(dtype)
-
-
-@cache
-def _kept_pooling_weights(side: int, grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(mode=False):  # a tensor of that mode could never be a part of training
-        return _pooling_weights(side, grid, dtype, device)
 
 
 def encoder_names() -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.model import Annotations, Captioner, Choice, Decoder, DecoderState
+from training.annotations import Annotations
+from training.model import Captioner, Choice, Decoder, DecoderState
 
 ENCODER_INPUTS = ("pixels",)
 ENCODER_OUTPUTS = ("annotations", "keys", "hidden", "cell")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saccade.errors import ConfigError
-from training.encoders import Encoder, EncoderOptions, pooling_weights
+from training.annotations import Annotations, pooled
+from training.encoders import Encoder, EncoderOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,44 +70,6 @@ class DecoderOptions:
 
 
 _SIZES = ("attention_layers", "initial_layers", "output_layers", "attention_width", "embedding_width", "hidden_width")
-
-
-class Annotations(NamedTuple):
-    """What the decoder looks at, computed once per image.
-
-    values : (B, C, D), of the encoder's cells
-    keys : (B, L, A), the attention's projections of the places that it chooses from
-    Places are cells, L = C, or a finer grid that cells are pooled to, L > C. Annotations of such places are means of
-    cells, and are never computed: whatever is linear in them is computed of the cells.
-    """
-
-    values: Tensor
-    keys: Tensor
-
-    def expected(self, alphas: Tensor) -> Tensor:
-        """Means of the places' annotations, (B, K, D), weighted by alphas (B, K, L)."""
-        pooling = self._pooling(alphas)
-        weights = alphas if pooling is None else alphas @ pooling
-        return weights.to(self.values.dtype) @ self.values
-
-    def at(self, places: Tensor) -> Tensor:
-        """Annotations (B, K, D) of places int64 (B, K)."""
-        pooling = self._pooling(self.values)
-        if pooling is None:
-            return self.values.gather(1, places[..., None].expand(-1, -1, self.values.shape[-1]))
-        return pooling[places] @ self.values
-
-    def mean(self) -> Tensor:
-        """The mean annotation (B, D) of all places."""
-        pooling = self._pooling(self.values)
-        if pooling is None:
-            return self.values.mean(dim=1)
-        return (pooling.mean(dim=0, keepdim=True) @ self.values).squeeze(1)
-
-    def _pooling(self, like: Tensor) -> Tensor | None:
-        """Shares (L, C) of the cells in each place; None where they are the same."""
-        cells, places = self.values.shape[1], self.keys.shape[1]
-        return pooling_weights(cells, places, like) if places > cells else None
 
 
 class DecoderState(NamedTuple):
@@ -241,14 +204,12 @@ class Decoder(nn.Module):
         places : L, where cells are pooled to more places than they are; 0 takes them as places
         """
         # Before pooling or after it, a linear map is the same: as shares add up to one, so is its bias.
-        keys, cells = self.attention.keys, values.shape[1]
-        pooling = pooling_weights(cells, places, values) if places > cells else None
         if self.project is not None:
-            values = self.project(values)
-            values, pooling = self.dropout(F.relu(values if pooling is None else pooling @ values)), None
-        if pooling is None:
-            return Annotations(values, keys(values))
-        return Annotations(values, pooling @ keys(values) if isinstance(keys, nn.Linear) else keys(pooling @ values))
+            values = self.dropout(F.relu(pooled(self.project(values), places)))
+        keys = self.attention.keys
+        if isinstance(keys, nn.Linear):
+            return Annotations(values, pooled(keys(values), places))
+        return Annotations(values, keys(pooled(values, places)))
 
     def initial_state(self, annotations: Annotations) -> tuple[Tensor, Tensor]:
         """Hidden and cell (B, H) predicted from the mean annotation (section 3.1.2)."""

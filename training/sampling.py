@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from training.annotations import Annotations
 from training.losses import at_least_float32
-from training.model import Annotations, Decoder
+from training.model import Decoder
 
 
 def with_own_words(decoder: Decoder, tokens: Tensor, annotations: Annotations, share: float) -> Tensor:

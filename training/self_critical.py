@@ -24,10 +24,11 @@ from torch import Tensor
 
 from saccade.errors import ConfigError
 from saccade.vocabulary import Vocabulary
+from training.annotations import Annotations
 from training.distribution import total
 from training.losses import caption_log_probs
 from training.metrics import Caption, CiderD
-from training.model import Annotations, Decoder
+from training.model import Decoder
 from training.sampling import as_it_captions, drawn_captions
 from training.scene_objects import SceneObject
 from training.scene_scores import score_caption

@@ -79,7 +79,7 @@ def test_the_counters_are_added_up_to_the_parts_of_both_graphs() -> None:
     bundle = Bundle.open(SHIPPED)
     size = bundle.manifest.preprocessing.size
     pixels = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
-    encoder, step = profile(bundle, "fp32", pixels, lambda _: CEILINGS, beam=3, threads=1)
+    encoder, step = profile(bundle, "fp32", pixels, {"fp32": CEILINGS}, beam=3, threads=1)
     for found in (encoder, step):
         assert [part.name for part in found.parts] == list(PARTS[found.graph])
         for part in found.parts:
@@ -116,6 +116,6 @@ def test_the_command_ends_in_a_line_of_json_and_says_what_is_not_there(monkeypat
     assert [(one["graph"], one["beam"]) for one in record["profiles"]] == [("encoder", 1), ("step", 1), ("step", 2)]
     assert record["ceilings"]["fp32"]["multiply_adds_per_s"] > 0
     assert record["machine"]["cores"] >= 1
-    monkeypatch.setattr("benchmarks.roofline.profile", refuse)
+    monkeypatch.setattr("benchmarks.roofline.quickest", refuse)
     record = json.loads(CliRunner().invoke(main, [*arguments, "--precision", "bf16"]).stdout.splitlines()[-1])
     assert record["unavailable"] == {"bf16": "no such instructions"}

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from training.annotations import Annotations
 from training.encoders import EncoderOptions
 from training.fused_attention import fuse_attention
-from training.model import Annotations, Captioner, DecoderOptions, build_captioner
+from training.model import Captioner, DecoderOptions, build_captioner
 
 WIDTH = 20
 

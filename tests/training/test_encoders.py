@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from saccade.errors import CheckpointError, ConfigError
-from training.encoders import Encoder, EncoderOptions, encoder_names, pooling_weights
+from training.annotations import pooling_weights
+from training.encoders import Encoder, EncoderOptions, encoder_names
 
 
 @pytest.mark.parametrize("name", encoder_names())

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from saccade.decoding import Arrays, HostDecoding
 from saccade.search import SearchOptions, search
 from tests.toys import TableStep, random_tables, toy_vocabulary
+from training.annotations import Annotations
 from training.encoders import EncoderOptions
 from training.graphs import STEP_INPUTS, STEP_OUTPUTS, StepGraph, survivors
-from training.model import Annotations, Captioner, Choice, DecoderOptions, DecoderState, build_captioner
+from training.model import Captioner, Choice, DecoderOptions, DecoderState, build_captioner
 
 END = 2
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError
+from training.annotations import Annotations
 from training.hard_attention import Baseline, HardOptions, draw_choices, variational_loss
-from training.model import Annotations, Choice, Decoder, DecoderOptions, Forced
+from training.model import Choice, Decoder, DecoderOptions, Forced
 
 PLACES, WORDS = 3, 5
 CAPTION = torch.tensor([1, 3, 4])  # <start> and two words

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.model import Annotations, Decoder, DecoderOptions
+from training.annotations import Annotations
+from training.model import Decoder, DecoderOptions
 from training.sampling import with_own_words
 
 WORDS, ROWS = 5, 20_000

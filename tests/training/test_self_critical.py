@@ -13,8 +13,9 @@ from torch import Tensor
 from saccade.errors import ConfigError
 from saccade.vocabulary import Vocabulary
 from tests.toys import toy_vocabulary
+from training.annotations import Annotations
 from training.metrics import cider_d
-from training.model import Annotations, Decoder, DecoderOptions
+from training.model import Decoder, DecoderOptions
 from training.sampling import drawn_captions
 from training.scene_objects import SceneObject
 from training.self_critical import SelfCritical, SelfCriticalOptions

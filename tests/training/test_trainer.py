@@ -18,6 +18,7 @@ from saccade.preprocessing import PreprocessSpec
 from saccade.progress import Reporter
 from tests.bundles import patchworks
 from tests.commands import call
+from training.annotations import Annotations
 from training.augmentation import AugmentationOptions
 from training.checkpoint import load_checkpoint
 from training.config import (
@@ -30,7 +31,7 @@ from training.config import (
 from training.datasets import JsonlData, Photo, read_photos
 from training.encoders import EncoderOptions
 from training.hard_attention import HardOptions
-from training.model import Annotations, Captioner, Decoder, DecoderOptions
+from training.model import Captioner, Decoder, DecoderOptions
 from training.optimisation import OptimisationOptions
 from training.sampling import with_own_words
 from training.scene_data import SceneData, SceneSeeds
