@@ -23,7 +23,8 @@ class Work(NamedTuple):
     """What a part cannot do without, at one run.
 
     multiply_adds : of its convolutions and matrix products; whatever else is computed is not counted
-    bytes : of weights, of what comes in from other parts and of what goes out to them, each once
+    bytes : of weights, of what comes in from other parts and of what goes out to them, each once; of a table, of the
+        rows that are looked up
     """
 
     multiply_adds: int
@@ -82,11 +83,12 @@ def work_of(model: openvino.Model, parts: Mapping[str, str], *, float_bytes: int
         part = parts.get(name)
         if part:
             multiply_adds[part] += _multiply_adds(node)
-        for value in node.input_values():
+        for place, value in enumerate(node.input_values()):
             maker = _name(value.get_node())
             if parts.get(maker) != part:
+                is_table = place == 0 and node.get_type_name() == "Gather"
                 for side in filter(None, (part, parts.get(maker))):
-                    moved[side][maker, value.get_index()] = _bytes(value, float_bytes)
+                    moved[side][maker, value.get_index()] = _bytes(node.output(0) if is_table else value, float_bytes)
     return {part: Work(multiply_adds[part], sum(moved[part].values())) for part in multiply_adds}
 
 

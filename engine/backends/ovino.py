@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import opset11 as ops
-from openvino.preprocess import PrePostProcessor
 
 from engine.backends.buffers import Buffer, BufferedBackend, Run, TakesArrays
+from engine.backends.ovino_graphs import HALVED, read_graph
 from saccade.bundle import Bundle, Precision, TensorSpec
 from saccade.errors import BackendError
 from saccade.files import held_cache
 from saccade.machine import saturates_int8
-from saccade.rounding import bfloat16_bits, from_bfloat16_bits, rounded
+from saccade.rounding import bfloat16_bits, from_bfloat16_bits
 
 _DEVICE = "CPU"
-
-_HALVED = frozenset({"annotations", "keys"})
-"""What lies in memory in bfloat16 where the arithmetic is: every step reads it, and would round it again."""
 
 
 def open_backend(
@@ -67,54 +62,6 @@ def _settings(threads: int, floats: str) -> dict[str, Any]:
     }
 
 
-def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read an ONNX graph and change two operators.
-
-    TopK leaves equal values in the order of their places, as ONNX asks; OpenVINO's own choice does not.
-    Tanh goes by way of exp, to within 1e-7: on AVX2, OpenVINO's own takes four times as long, and is half of a step.
-    """
-    model = core.read_model(path)
-    for node in model.get_ops():
-        if node.get_type_name() == "TopK":
-            ordered = ops.topk(*node.input_values(), **node.get_attributes() | {"stable": True})
-            for place in range(2):
-                node.output(place).replace(ordered.output(place))
-        elif node.get_type_name() == "Tanh":
-            one, two = (ops.constant(np.float32(value)) for value in (1, 2))
-            tanh = one - two / (one + ops.exp(ops.multiply(two, node.input_value(0))))
-            node.output(0).replace(tanh.output(0))
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def round_weights(model: openvino.Model) -> None:
-    """Make weights of convolutions and linear maps bfloat16 numbers that keep their sums, unlike OpenVINO's rounding.
-
-    Those that are quantised already stay as they are.
-    """
-    for node in model.get_ops():
-        kind = node.get_type_name()
-        if kind not in ("Convolution", "GroupConvolution", "MatMul"):
-            continue
-        source = node.input_value(1).get_node()
-        if source.get_type_name() == "Reshape":
-            source = source.input_value(0).get_node()
-        if source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32:
-            weight = source.data
-            by_column = kind == "MatMul" and not node.get_attributes()["transpose_b"]
-            found = rounded(weight.T, "bf16").T if by_column else rounded(weight, "bf16")
-            source.output(0).replace(ops.constant(np.ascontiguousarray(found)).output(0))
-
-
-def halve(model: openvino.Model) -> openvino.Model:
-    """The model with inputs and outputs of `_HALVED` in bfloat16."""
-    ports = PrePostProcessor(model)
-    for port, of_model in ((ports.input, model.inputs), (ports.output, model.outputs)):
-        for name in _HALVED.intersection(name for one in of_model for name in one.names):
-            port(name).tensor().set_element_type(openvino.Type.bf16)
-    return ports.build()
-
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -136,7 +83,7 @@ class Graph(TakesArrays):
 
     def empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
         """Memory of the host."""
-        if self.is_bfloat16 and tensor.name in _HALVED:
+        if self.is_bfloat16 and tensor.name in HALVED:
             return _Bfloat16Buffer(shape)
         return _Buffer(np.zeros(shape, tensor.dtype))
 
@@ -171,11 +118,7 @@ class Graph(TakesArrays):
 
     @cached_property
     def _read(self) -> openvino.Model:
-        model = read_graph(self._core, self._path)
-        if self.is_bfloat16:
-            round_weights(model)
-            return halve(model)
-        return model
+        return read_graph(self._core, self._path, bfloat16=self.is_bfloat16)
 
 
 class _Buffer:

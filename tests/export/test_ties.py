@@ -48,7 +48,7 @@ def by_onnx_runtime(path: Path) -> Run:
 
 def by_openvino(path: Path) -> Run:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    from engine.backends.ovino import read_graph
+    from engine.backends.ovino_graphs import read_graph
 
     core = openvino.Core()
     model = core.compile_model(read_graph(core, path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
