@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def round_weights(model: openvino.Model) -> None:
 
     Those that are quantised already stay as they are.
     """
+    weights = list(_weights(model))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (source, _), found in zip(weights, pool.map(_rounded, weights), strict=True):
+            source.output(0).replace(_as_constant(found).output(0))
+
+
+def _weights(model: openvino.Model) -> Iterator[tuple[openvino.Node, bool]]:
+    """Constants of float32 that products read, and whether each column is of an output instead of each row."""
     for node in model.get_ops():
         kind = node.get_type_name()
         if kind not in ("Convolution", "GroupConvolution", "MatMul"):
@@ -88,10 +98,13 @@ def round_weights(model: openvino.Model) -> None:
         if source.get_type_name() == "Reshape":
             source = source.input_value(0).get_node()
         if source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32:
-            weight = source.data
-            by_column = kind == "MatMul" and not node.get_attributes()["transpose_b"]
-            found = rounded(weight.T, "bf16").T if by_column else rounded(weight, "bf16")
-            source.output(0).replace(_as_constant(np.ascontiguousarray(found)).output(0))
+            yield source, kind == "MatMul" and not node.get_attributes()["transpose_b"]
+
+
+def _rounded(weight: tuple[openvino.Node, bool]) -> NDArray[np.float32]:
+    source, by_column = weight
+    found = rounded(source.data.T, "bf16").T if by_column else rounded(source.data, "bf16")
+    return np.ascontiguousarray(found)
 
 
 def keep_sums(model: openvino.Model) -> None:
