@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.graph_parts import CHOICE, CONTEXT, ENERGIES, KEYS, OUTPUT, PARTS, STATE, Work, parts_of, work_of
-from benchmarks.roofline import Ceilings, Part, Profile, main, profile, table
+from benchmarks.roofline import Ceilings, MeasuredCeilings, Part, Profile, main, profile, table
 from engine.backends.ovino import open_backend
 from saccade.bundle import Bundle
 from saccade.errors import BackendError
@@ -82,12 +82,12 @@ def test_the_counters_are_added_up_to_the_parts_of_both_graphs() -> None:
     bundle = Bundle.open(SHIPPED)
     size = bundle.manifest.preprocessing.size
     pixels = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
-    encoder, step = profile(bundle, "fp32", pixels, {"fp32": CEILINGS}, beam=3, threads=1)
+    encoder, step = profile(bundle, "fp32", pixels, beam=3, threads=1)
     for found in (encoder, step):
         assert [part.name for part in found.parts] == list(PARTS[found.graph])
         for part in found.parts:
             assert part.ms == pytest.approx(sum(part.kinds.values()))
-            assert part.bound_ms == CEILINGS.bound_ms(Work(part.multiply_adds, part.bytes))
+            assert part.bound_ms(CEILINGS) == CEILINGS.bound_ms(Work(part.multiply_adds, part.bytes))
             assert part.ms > 0
     convolutions = encoder.parts[0].kinds["Convolution, f32"]
     assert convolutions > encoder.ms / 2
@@ -95,16 +95,29 @@ def test_the_counters_are_added_up_to_the_parts_of_both_graphs() -> None:
 
 
 def test_the_table_says_how_far_a_part_is_from_its_bound() -> None:
-    part = Part(
-        name=CONTEXT, ms=3.0, bound_ms=1.5, multiply_adds=7_000_000, bytes=2_500_000, kinds={"MatMul, f32": 3.0}
-    )
-    other = Part(name=OUTPUT, ms=1.0, bound_ms=1.0, multiply_adds=1, bytes=1, kinds={"MatMul, f32": 0.99, "Add": 0.01})
-    found = Profile(graph="step", precision="fp32", batch=16, beam=3, parts=[part, other])
-    lines = table([found]).splitlines()
-    assert lines[1] == "step, fp32, 16 images, beam 3: 4.00 ms"
-    assert lines[2].split() == ["context", "3.000", "75%", "1.500", "2.0", "7", "2.5"]
+    part = Part(name=CONTEXT, ms=3.0, multiply_adds=3_000_000, bytes=1_200_000, kinds={"MatMul, f32": 3.0})
+    other = Part(name=OUTPUT, ms=1.0, multiply_adds=1, bytes=1, kinds={"MatMul, f32": 0.99, "Add": 0.01})
+    found = Profile(graph="step", precision="int8", arithmetic="bf16", batch=16, beam=3, parts=[part, other])
+    text = table([found], {"bf16": CEILINGS})
+    lines = text.splitlines()
+    assert lines[1] == "step, int8, 16 images, beam 3: 4.00 ms"
+    assert lines[2].split() == ["context", "3.000", "75%", "1.500", "2.0", "3", "1.2"]
     assert lines[3].split() == ["MatMul,", "f32", "3.000", "75%"]
-    assert "Add" not in table([found])
+    assert "Add" not in text
+
+
+def test_of_all_measurements_of_the_ceilings_the_best_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([(2e9, 3e9), (4e9, 1e9), (3e9, 2e9)])
+
+    def measure(*_: object, **__: object) -> Ceilings:
+        products, bytes_ = next(rates)
+        return Ceilings(multiply_adds_per_s=products, bytes_per_s=bytes_)
+
+    monkeypatch.setattr("benchmarks.roofline.measure_ceilings", measure)
+    ceilings = MeasuredCeilings(threads=1)
+    for _ in range(3):
+        ceilings.measure("fp32")
+    assert ceilings == {"fp32": Ceilings(multiply_adds_per_s=4e9, bytes_per_s=3e9)}
 
 
 def test_the_command_ends_in_a_line_of_json_and_says_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +130,9 @@ def test_the_command_ends_in_a_line_of_json_and_says_what_is_not_there(monkeypat
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout.splitlines()[-1])
     assert [(one["graph"], one["beam"]) for one in record["profiles"]] == [("encoder", 1), ("step", 1), ("step", 2)]
-    assert record["ceilings"]["fp32"]["multiply_adds_per_s"] > 0
+    rate = record["ceilings"]["fp32"]["multiply_adds_per_s"]
+    for part in record["profiles"][0]["parts"]:
+        assert part["bound_ms"] >= 1000 * part["multiply_adds"] / rate > 0
     assert record["machine"]["cores"] >= 1
     monkeypatch.setattr("benchmarks.roofline.quickest", refuse)
     record = json.loads(CliRunner().invoke(main, [*arguments, "--precision", "bf16"]).stdout.splitlines()[-1])
