@@ -24,7 +24,7 @@ class Work(NamedTuple):
 
     multiply_adds : of its convolutions and matrix products; whatever else is computed is not counted
     bytes : of weights, of what comes in from other parts and of what goes out to them, each once; of a table, of the
-        rows that are looked up
+        rows that are looked up. All floats are counted as short as the arithmetic's, though sums stay float32.
     """
 
     multiply_adds: int
@@ -86,9 +86,11 @@ def work_of(model: openvino.Model, parts: Mapping[str, str], *, float_bytes: int
         for place, value in enumerate(node.input_values()):
             maker = _name(value.get_node())
             if parts.get(maker) != part:
-                is_table = place == 0 and node.get_type_name() == "Gather"
+                is_table = _is_given(value.get_node()) and (node.get_type_name(), place) == ("Gather", 0)
+                read = _bytes(node.output(0) if is_table else value, float_bytes)
                 for side in filter(None, (part, parts.get(maker))):
-                    moved[side][maker, value.get_index()] = _bytes(node.output(0) if is_table else value, float_bytes)
+                    key = maker, value.get_index()
+                    moved[side][key] = max(read, moved[side].get(key, 0))
     return {part: Work(multiply_adds[part], sum(moved[part].values())) for part in multiply_adds}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -53,7 +53,10 @@ class OnnxGraph:
 
 
 def measure_errors(
-    checkpoint: Checkpoint, encoder: OnnxGraph, step: OnnxGraph, images: NDArray[np.uint8]
+    checkpoint: Checkpoint,
+    encoder: Callable[[Arrays], Arrays],
+    step: Callable[[Arrays], Arrays],
+    images: NDArray[np.uint8],
 ) -> dict[str, float]:
     """Largest absolute difference of every output, over random and real inputs at several batch and beam sizes.
 

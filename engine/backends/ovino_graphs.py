@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import openvino
@@ -17,6 +17,10 @@ from saccade.rounding import rounded
 
 HALVED = frozenset({"annotations", "keys"})
 """What lies in memory in bfloat16 where the arithmetic is: every step reads it, and would round it again."""
+_LARGEST_TABLE = 1 << 27
+"""Bytes; it is in memory and in the cache once for each batch and beam."""
+_MAX_WORKERS = 4
+"""Each takes seven times the weight that it rounds."""
 
 
 def read_graph(core: openvino.Core, path: Path, *, bfloat16: bool = False) -> openvino.Model:
@@ -24,7 +28,7 @@ def read_graph(core: openvino.Core, path: Path, *, bfloat16: bool = False) -> op
     model = core.read_model(path)
     keep_order(model)
     tanh_by_exp(model)
-    look_up_products(model)
+    look_up_products(model)  # of weights that are not rounded yet
     if bfloat16:
         round_weights(model)
     add_up_columns(model, bfloat16=bfloat16)
@@ -57,16 +61,27 @@ def look_up_products(model: openvino.Model) -> None:
     """Look up the linear maps of a table's rows, such as of words, instead of mapping the rows that were looked up."""
     for product, weight in _linear(model):
         rows = product.input_value(0).get_node()
-        table = _constant(rows.input_value(0)) if rows.get_type_name() == "Gather" else None
-        if table is not None and table.ndim == 2:
-            sums, bias = _sums(product)
-            sums.replace(ops.gather(_as_constant(table @ weight + bias), *rows.input_values()[1:]).output(0))
+        table = _looked_up(rows)
+        if table is not None and len(table) * weight.shape[1] * weight.itemsize <= _LARGEST_TABLE:
+            sums, bias = _sums(product, weight.shape[1])
+            mapped = table @ weight
+            mapped += bias
+            sums.replace(ops.gather(_as_constant(mapped), *rows.input_values()[1:]).output(0))
+
+
+def _looked_up(rows: openvino.Node) -> NDArray[np.float32] | None:
+    """The table (rows, width) that these are rows of."""
+    if rows.get_type_name() != "Gather":
+        return None
+    table, (axis,) = _constant(rows.input_value(0)), rows.input_value(2).get_node().data.flat
+    return table if table is not None and table.ndim == 2 and axis == 0 else None
 
 
 def add_up_columns(model: openvino.Model, *, bfloat16: bool) -> None:
     """Weigh and add up what linear maps to single numbers read, such as energies: their kernel is made for many.
 
-    In bfloat16, so is what is added up and what comes out, as of a product: OpenVINO has to be told, or takes float32.
+    For bfloat16, terms and sums are rounded to it, as a product would do: with no product on the way from an input to
+    an output, OpenVINO would compute them in float32.
     """
     for product, weight in _linear(model):
         if weight.shape[1] == 1:
@@ -83,7 +98,7 @@ def round_weights(model: openvino.Model) -> None:
     Those that are quantised already stay as they are.
     """
     weights = list(_weights(model))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
         for (source, _), found in zip(weights, pool.map(_rounded, weights), strict=True):
             source.output(0).replace(_as_constant(found).output(0))
 
@@ -108,18 +123,22 @@ def _rounded(weight: tuple[openvino.Node, bool]) -> NDArray[np.float32]:
 
 
 def keep_sums(model: openvino.Model) -> None:
-    """Keep what linear maps add up, such as logits, in float32 unless it is converted: OpenVINO would round it.
+    """Keep what linear maps add up, such as logits, in float32 unless it is only rounded next: OpenVINO rounds it.
 
-    What it writes has the type of the last operator fused to the product, and a slope of one changes nothing.
+    A rectifier with a slope of one, which changes nothing, is fused to the product, and its type is what is written.
     """
-    for product, _ in _linear(model):
-        sums, _ = _sums(product)
+    for product, weight in _linear(model):
+        sums, _ = _sums(product, weight.shape[1])
         readers = list(sums.get_target_inputs())
-        if all(reader.get_node().get_type_name() == "Convert" for reader in readers):
+        if all(reader.get_node().get_type_name() in _ROUNDING for reader in readers):
             continue
         kept = ops.prelu(sums, ops.constant(np.ones(1, np.float32)))
         for reader in readers:
             reader.replace_source_output(kept.output(0))
+
+
+_ROUNDING = ("Convert", "MatMul", "Relu")
+"""What reads bfloat16 as well, Relu with a product or a conversion behind it."""
 
 
 def halve(model: openvino.Model) -> None:
@@ -127,8 +146,15 @@ def halve(model: openvino.Model) -> None:
     for given in model.get_parameters():
         if given.output(0).names & HALVED:
             given.set_element_type(openvino.Type.bf16)
-            for reader in given.output(0).get_target_inputs():
-                _convert_behind(given, reader)
+            readers = given.output(0).get_target_inputs()
+            whole = ops.convert(given, "f32")
+            for reader in readers:
+                node = reader.get_node()
+                if node.get_type_name() == "Unsqueeze":  # OpenVINO fuses what follows the conversion then
+                    shaped = ops.unsqueeze(given, node.input_value(1))
+                    node.output(0).replace(ops.convert(shaped, "f32").output(0))
+                else:
+                    reader.replace_source_output(whole.output(0))
     for result in model.get_results():
         made = result.input_value(0)
         if made.names & HALVED:
@@ -138,41 +164,32 @@ def halve(model: openvino.Model) -> None:
             result.input(0).replace_source_output(halved.output(0))
 
 
-def _convert_behind(given: openvino.Node, reader: openvino.Input) -> None:
-    """Let a reader have float32, but after a change of shape alone: OpenVINO fuses what follows the conversion then."""
-    node = reader.get_node()
-    if node.get_type_name() == "Unsqueeze":
-        shaped = ops.unsqueeze(given, node.input_value(1))
-        node.output(0).replace(ops.convert(shaped, "f32").output(0))
-    else:
-        reader.replace_source_output(ops.convert(given, "f32").output(0))
-
-
 def _linear(model: openvino.Model) -> Iterator[tuple[openvino.Node, NDArray[np.float32]]]:
     """Products with constants, and their weights (inputs, outputs)."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             weight, attributes = _constant(node.input_value(1)), node.get_attributes()
             if weight is not None and weight.ndim == 2 and not attributes["transpose_a"]:
-                yield node, np.ascontiguousarray(weight.T if attributes["transpose_b"] else weight)
+                yield node, weight.T if attributes["transpose_b"] else weight
 
 
-def _sums(product: openvino.Node) -> tuple[openvino.Output, NDArray[np.float32]]:
-    """The product, or its sum with a constant where nothing else reads it; and that constant, or zero."""
+def _sums(product: openvino.Node, width: int) -> tuple[openvino.Output, NDArray[np.float32]]:
+    """The product, or its sum with a bias where nothing else reads it; and the bias (width,), or zeros."""
     readers = [reader.get_node() for reader in product.output(0).get_target_inputs()]
     if len(readers) == 1 and readers[0].get_type_name() == "Add":
         for value in readers[0].input_values():
             bias = _constant(value)
-            if bias is not None:
-                return readers[0].output(0), bias
-    return product.output(0), np.zeros(1, np.float32)
+            if bias is not None and bias.shape[-1:] == (width,) and bias.size == width:
+                return readers[0].output(0), bias.reshape(width)
+    return product.output(0), np.zeros(width, np.float32)
 
 
-def _constant(value: openvino.Output) -> NDArray[Any] | None:
+def _constant(value: openvino.Output) -> NDArray[np.float32] | None:
     node = value.get_node()
-    return node.data if node.get_type_name() == "Constant" else None
+    is_constant = node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.f32
+    return cast("NDArray[np.float32]", node.data) if is_constant else None
 
 
 def _as_constant(values: NDArray[np.float32]) -> openvino.Node:
-    """What `ops.constant` makes, which takes half a minute for a thousand million numbers: it makes a list of them."""
+    """What `ops.constant` makes, which takes many times longer: it makes a list of the numbers."""
     return openvino.op.Constant(values, shared_memory=False)

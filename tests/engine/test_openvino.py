@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 import pytest
+import torch
 from numpy.typing import NDArray
 from openvino import opset11 as ops
 
-from engine.backends.ovino import _Bfloat16Buffer
+from engine.backends.ovino import _Bfloat16Buffer, open_backend
 from engine.backends.ovino_graphs import (
     add_up_columns,
     halve,
@@ -22,10 +25,22 @@ from engine.backends.ovino_graphs import (
     round_weights,
 )
 from engine.captioner import Captioner, CaptionOptions
+from export.bundle import ExportOptions, export_bundle
+from export.verification import measure_errors
+from saccade.bundle import Bundle, Precision
 from saccade.rounding import bfloat16_bits, from_bfloat16_bits
+from tests.bundles import SPEC, VOCABULARY, patchworks
+from training.checkpoint import FORMAT_VERSION, Checkpoint, Description, load_checkpoint, save_checkpoint
+from training.encoders import EncoderOptions
+from training.model import DecoderOptions, build_captioner
 
 WEIGHT = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
 INPUTS = np.ones((2, 64), np.float32)
+
+needs_bfloat16 = pytest.mark.skipif(
+    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor has no bfloat16 instructions",
+)
 
 
 def nearest(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -139,16 +154,62 @@ def test_maps_of_words_are_looked_up_and_other_readers_of_the_words_keep_them(
 
 @pytest.mark.parametrize("by_row", [False, True], ids=["by column", "by row"])
 def test_single_numbers_are_added_up_without_a_product(*, by_row: bool) -> None:
-    column = np.ascontiguousarray(WEIGHT[:, :1].T if by_row else WEIGHT[:, :1])
+    model = linear(column(by_row=by_row), by_row=by_row)
     values = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
-    expected = outputs(linear(column, by_row=by_row), values)
-    exact, low = (linear(column, by_row=by_row) for _ in range(2))
-    add_up_columns(exact, bfloat16=False)
-    add_up_columns(low, bfloat16=True)
-    assert "MatMul" not in (*kinds(exact), *kinds(low))
-    np.testing.assert_allclose(outputs(exact, values), expected, atol=1e-5)
+    expected = outputs(model, values)
+    add_up_columns(model, bfloat16=False)
+    assert "MatMul" not in kinds(model)
+    np.testing.assert_allclose(outputs(model, values), expected, atol=1e-5)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("by_row", [False, True], ids=["by column", "by row"])
+def test_in_bfloat16_terms_and_sums_of_single_numbers_are_rounded(*, by_row: bool) -> None:
+    model = linear(column(by_row=by_row), by_row=by_row)
+    values = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    add_up_columns(model, bfloat16=True)
+    assert "MatMul" not in kinds(model)
     in_bfloat16 = nearest(nearest(values * WEIGHT[:, 0]).sum(axis=1))
-    np.testing.assert_array_equal(outputs(low, values)[:, 0], in_bfloat16)
+    np.testing.assert_array_equal(outputs(model, values)[:, 0], in_bfloat16)
+
+
+def column(*, by_row: bool) -> NDArray[np.float32]:
+    return np.ascontiguousarray(WEIGHT[:, :1].T if by_row else WEIGHT[:, :1])
+
+
+def test_rows_of_an_input_and_tables_that_would_be_too_large_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, ids = ops.parameter((9, 64), np.float32), ops.parameter((2,), np.int64)
+    of_input = ops.matmul(ops.gather(rows, ids, ops.constant(0)), ops.constant(WEIGHT), False, False)
+    model = openvino.Model([of_input], [rows, ids])
+    look_up_products(model)
+    assert "MatMul" in kinds(model)
+    of_table = ops.matmul(ops.gather(ops.constant(INPUTS), ids, ops.constant(0)), ops.constant(WEIGHT), False, False)
+    for largest, is_mapped in ((INPUTS.shape[0] * WEIGHT.shape[1] * 4 - 1, True), (1 << 27, False)):
+        monkeypatch.setattr("engine.backends.ovino_graphs._LARGEST_TABLE", largest)
+        model = openvino.Model([of_table], [ids])
+        look_up_products(model)
+        assert ("MatMul" in kinds(model)) == is_mapped
+
+
+def test_a_bias_belongs_to_a_product_that_nothing_else_reads() -> None:
+    ids = ops.parameter((2,), np.int64)
+    mapped = ops.matmul(ops.gather(ops.constant(INPUTS), ids, ops.constant(0)), ops.constant(WEIGHT), False, False)
+    model = openvino.Model([ops.concat([mapped, ops.add(mapped, ops.constant(WEIGHT[0]))], -1)], [ids])
+    chosen = np.array([1, 0])
+    expected = outputs(model, chosen)
+    look_up_products(model)
+    assert "Add" in kinds(model)
+    np.testing.assert_allclose(outputs(model, chosen), expected, atol=1e-5)
+
+
+def test_sums_that_are_rounded_next_are_rounded_by_the_product() -> None:
+    """Keeping them would cost a pass over memory, and gain nothing."""
+    given = ops.parameter(INPUTS.shape, np.float32)
+    first, second, third = (ops.matmul(given, ops.constant(WEIGHT), False, False) for _ in range(3))
+    product = ops.matmul(ops.relu(second), ops.constant(WEIGHT), False, True)
+    model = openvino.Model([ops.convert(first, "bf16"), ops.add(product, product), third], [given])
+    keep_sums(model)
+    assert kinds(model).count("PRelu") == 2  # of the product that is added, and of the output
 
 
 def test_wider_maps_stay_products() -> None:
@@ -157,10 +218,7 @@ def test_wider_maps_stay_products() -> None:
     assert "MatMul" in kinds(model)
 
 
-@pytest.mark.skipif(
-    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
-    reason="this processor has no bfloat16 instructions",
-)
+@needs_bfloat16
 @pytest.mark.parametrize("bias", [None, WEIGHT[0]], ids=["without bias", "with bias"])
 def test_what_products_in_bfloat16_add_up_stays_float32(bias: NDArray[np.float32] | None) -> None:
     """Rounded, logits around 20 would be off by 0.06, and words as likely as others would change places."""
@@ -195,6 +253,63 @@ def test_a_buffer_of_bfloat16_is_what_a_graph_reads_and_writes() -> None:
         np.testing.assert_array_equal(here.read(), np.broadcast_to(nearest(values), (2, 48)))
         request.infer()
         np.testing.assert_array_equal(there.read(), 2 * here.read())
+
+
+SMALL = DecoderOptions(attention_width=16, embedding_width=24, hidden_width=32)
+OPTIONS = {
+    "query with the word, relu, linear output, deep MLPs": replace(
+        SMALL,
+        query="hidden+word",
+        gate="vector",
+        nonlinearity="relu",
+        attention_layers=2,
+        initial_layers=2,
+        initial_nonlinearity="none",
+        output="linear",
+    ),
+    "hard, bounded keys, narrower annotations, no gate, deep output": replace(
+        SMALL,
+        attention="hard",
+        keys_nonlinearity="tanh",
+        annotation_width=24,
+        gate="none",
+        output="deep-without-word",
+        output_nonlinearity="tanh",
+        output_layers=2,
+    ),
+    "no attention": replace(SMALL, attention="none"),
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS.values(), ids=list(OPTIONS))
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Bundle]:
+    """A model with other switches than the tiny one, of random weights, and its bundle."""
+    folder = tmp_path_factory.mktemp("other")
+    encoder = EncoderOptions(name="compact")
+    torch.manual_seed(0)
+    captioner = build_captioner(encoder, request.param, words=len(VOCABULARY), mean=SPEC.mean, std=SPEC.std)
+    description = Description(
+        format_version=FORMAT_VERSION,
+        encoder=captioner.encoder.options,
+        decoder=request.param,
+        preprocessing=SPEC,
+        vocabulary=VOCABULARY.as_json(),
+        max_length=5,
+    )
+    save_checkpoint(folder / "checkpoint", captioner, description)
+    export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions())
+    return load_checkpoint(folder / "checkpoint"), Bundle.open(folder / "bundle")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), pytest.param("bf16", 0.02, marks=needs_bfloat16)])
+def test_whatever_switches_a_model_has_its_outputs_are_those_of_pytorch(
+    other: tuple[Checkpoint, Bundle], precision: Precision, tolerance: float
+) -> None:
+    checkpoint, bundle = other
+    with open_backend(bundle, threads=1, precision=precision) as backend:
+        encoder, step = (partial(backend.run, name) for name in ("encoder", "step"))
+        errors = measure_errors(checkpoint, encoder, step, patchworks(3, seed=1))
+    assert max(errors.values()) < tolerance, errors
 
 
 def test_one_process_at_a_time_compiles_into_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
