@@ -26,7 +26,10 @@ RUNTIMES = (
     "tensorrt",
     "pycuda",
 )
-NEED_A_RUNTIME = {entry.module for entry in BACKENDS.values()} | {"engine.backends.cuda"}
+NEED_A_RUNTIME = {entry.module for entry in BACKENDS.values()} | {
+    "engine.backends.cuda",
+    "engine.backends.ovino_graphs",
+}
 COMMAND = "from saccade.cli import main; main()"
 
 
