@@ -76,7 +76,11 @@ def make_checkpoint(
 ) -> Path:
     """Write a checkpoint of random weights with which different pictures get different captions."""
     made = (_random_captioner(seed, attention, annotation_width, grid) for seed in count(first_seed))
-    captioner = next(filter(_is_talkative, made))
+    return save_captioner(folder, next(filter(_is_talkative, made)))
+
+
+def save_captioner(folder: Path, captioner: Captioner) -> Path:
+    """Write the checkpoint of a captioner of `VOCABULARY` and `SPEC`."""
     description = Description(
         format_version=FORMAT_VERSION,
         encoder=captioner.encoder.options,

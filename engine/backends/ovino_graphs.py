@@ -17,6 +17,8 @@ from saccade.rounding import rounded
 
 HALVED = frozenset({"annotations", "keys"})
 """What lies in memory in bfloat16 where the arithmetic is: every step reads it, and would round it again."""
+_ROUNDING = ("Convert", "MatMul", "Relu")
+"""What reads bfloat16 as well, Relu with a product or a conversion behind it."""
 _LARGEST_TABLE = 1 << 27
 """Bytes; it is in memory and in the cache once for each batch and beam."""
 _MAX_WORKERS = 4
@@ -135,10 +137,6 @@ def keep_sums(model: openvino.Model) -> None:
         kept = ops.prelu(sums, ops.constant(np.ones(1, np.float32)))
         for reader in readers:
             reader.replace_source_output(kept.output(0))
-
-
-_ROUNDING = ("Convert", "MatMul", "Relu")
-"""What reads bfloat16 as well, Relu with a product or a conversion behind it."""
 
 
 def halve(model: openvino.Model) -> None:

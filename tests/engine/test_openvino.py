@@ -29,8 +29,8 @@ from export.bundle import ExportOptions, export_bundle
 from export.verification import measure_errors
 from saccade.bundle import Bundle, Precision
 from saccade.rounding import bfloat16_bits, from_bfloat16_bits
-from tests.bundles import SPEC, VOCABULARY, patchworks
-from training.checkpoint import FORMAT_VERSION, Checkpoint, Description, load_checkpoint, save_checkpoint
+from tests.bundles import SPEC, VOCABULARY, patchworks, save_captioner
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.encoders import EncoderOptions
 from training.model import DecoderOptions, build_captioner
 
@@ -285,20 +285,12 @@ OPTIONS = {
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Bundle]:
     """A model with other switches than the tiny one, of random weights, and its bundle."""
     folder = tmp_path_factory.mktemp("other")
-    encoder = EncoderOptions(name="compact")
     torch.manual_seed(0)
+    encoder = EncoderOptions(name="compact")
     captioner = build_captioner(encoder, request.param, words=len(VOCABULARY), mean=SPEC.mean, std=SPEC.std)
-    description = Description(
-        format_version=FORMAT_VERSION,
-        encoder=captioner.encoder.options,
-        decoder=request.param,
-        preprocessing=SPEC,
-        vocabulary=VOCABULARY.as_json(),
-        max_length=5,
-    )
-    save_checkpoint(folder / "checkpoint", captioner, description)
-    export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions())
-    return load_checkpoint(folder / "checkpoint"), Bundle.open(folder / "bundle")
+    checkpoint = save_captioner(folder / "checkpoint", captioner)
+    export_bundle(checkpoint, folder / "bundle", ExportOptions())
+    return load_checkpoint(checkpoint), Bundle.open(folder / "bundle")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), pytest.param("bf16", 0.02, marks=needs_bfloat16)])
