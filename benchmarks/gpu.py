@@ -276,6 +276,11 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure the sides and the loop, and write a result file."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException(
+            f"PyTorch {torch.__version__} sees no GPU, so that nothing was measured: look at the driver, or try the "
+            "script alone with --device cpu"
+        )
     machine = this_machine()
     path = out or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{_gpu_of(machine)}.json"
     options = {name: value for name, value in click.get_current_context().params.items() if name != "out"}

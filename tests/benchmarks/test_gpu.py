@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import saccade.search
 from benchmarks import gpu
@@ -119,3 +120,11 @@ def test_the_file_holds_rows_files_and_what_is_not_available(
     (files,) = content["files"]
     assert (files["side"], files["images"], files["batch"]) == ("ort:fp32", 5, 2)
     assert "libabsent.so" in content["unavailable"]["ort-cuda:fp32"]
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = CliRunner().invoke(gpu.main, ["--out", str(tmp_path / "gpu.json")])
+    assert found.exit_code == 1
+    assert "sees no GPU, so that nothing was measured" in found.stderr
+    assert not list(tmp_path.iterdir())
